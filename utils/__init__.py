@@ -1,0 +1,1 @@
+"""Configuration, files, logs, optimizers: the bottom layer, which imports none of the others."""

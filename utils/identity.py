@@ -1,0 +1,104 @@
+"""Which run a command line means: the folder named by its hash, and how it differs from others."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UsageError, VPNsError
+from utils.runlog import lock, read_json
+
+# Flags that change no number of a run, and the seed and densities, which have their own names.
+NOT_IDENTITY = frozenset(
+    ("seed", "density_list", "experiment_name", "save_dir", "data", "workers", "cache_gb")
+    + ("download", "device", "gpu", "print_freq", "eval_every", "keep_states", "resume")
+    + ("evaluate", "density", "dry_run", "debug")
+)
+
+
+def identity(flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that make this run another one than the default run."""
+    return {
+        name: value
+        for name, value in flags.items()
+        if name not in NOT_IDENTITY and value != defaults[name]
+    }
+
+
+def model_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a model file keeps: all that change numbers, and the seed.
+
+    No paths, devices or neighbouring densities: the same model is the same file anywhere.
+    """
+    return {n: value for n, value in flags.items() if n == "seed" or n not in NOT_IDENTITY}
+
+
+def config_hash(chosen: Mapping[str, Any]) -> str:
+    """8 hex digits of the identity."""
+    text = json.dumps(chosen, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The flags in which two runs differ, as `name old -> new`, comma-separated."""
+    return ", ".join(f"{n} {before.get(n)} -> {now.get(n)}" for n in _changed(before, now))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = sorted({*before, *now} - NOT_IDENTITY)
+    return [n for n in names if _plain(before.get(n)) != _plain(now.get(n))]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def nearest(folder: Path, flags: Mapping[str, Any]) -> str | None:
+    """A line on the sibling run of the same seed with the fewest other flags, if there is one."""
+    seed = folder.name.split("-")[0]
+    found = []
+    for path in folder.parent.glob(f"{seed}-*/config.json"):
+        before = read_json(path) or {}
+        changed = _changed(before, flags)
+        if path.parent != folder and changed:
+            found.append((len(changed), difference(before, flags), path.parent.name))
+    if not found:
+        return None
+    _, changes, name = min(found)
+    return f"a new run; the nearest one, {name}, differs in: {changes}"
+
+
+def resumed_folder(path: str, flags: Mapping[str, Any]) -> Path:
+    """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
+
+    Raises VPNsError when there is no run, UsageError when it ran with other hyper-parameters.
+    """
+    start = Path(path)
+    for folder in (start, *start.parents[:2]):
+        before = read_json(folder / "config.json")
+        if before is not None:
+            changes = difference(before, flags)
+            if before.get("seed") != flags["seed"]:
+                changes = ", ".join(filter(None, (f"seed {before.get('seed')} -> "
+                                                  f"{flags['seed']}", changes)))
+            if changes:
+                raise UsageError(f"{folder} ran with other hyper-parameters: {changes}")
+            return folder
+    raise VPNsError(f"--resume {path}: no run folder there (no config.json)")
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename an existing run folder, so that a new run starts afresh and nothing is deleted.
+
+    Raises VPNsError when another process works in it.
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    with lock(folder / "run.lock"):
+        os.rename(folder, aside)
+    return aside

@@ -1,0 +1,167 @@
+"""One density of a run: its folder, its states, and what a training stage reports to."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from utils.checkpoint import States, load_model, save_model
+from utils.errors import VPNsError
+from utils.runlog import Run
+
+
+def level_name(density: float) -> str:
+    """The folder of a density, in its shortest form: d0.1, d0.0225, d1."""
+    return f"d{density!r}".removesuffix(".0")
+
+
+class Level:
+    """Everything that is kept of one density."""
+
+    def __init__(self, run: Run, density: float, seed: int, eval_every: int = 1) -> None:
+        self.run, self.density, self.eval_every = run, density, eval_every
+        self.key: tuple[object, ...] = (seed, density)
+        self.folder = run.folder / level_name(density)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model_path = self.folder / "model.safetensors"
+        self.search_path = self.folder / "search.safetensors"
+        self.previous: Level | None = None  # of a chained method, whose levels are no islands
+        self.passes = 0.0
+        self._states = States(self.folder)
+        self._rows = 0
+        self._started = time.monotonic()
+
+    def result(self) -> dict[str, Any] | None:
+        """The results row of a finished level, or None."""
+        if not self.model_path.exists():
+            return None
+        try:
+            row = load_model(self.model_path)[1]["result"]
+        except VPNsError as error:
+            self.run.say(f"{error}; this level is made again")
+            self.model_path.replace(self.model_path.with_suffix(".damaged"))
+            return None
+        if not self.run.flags["keep_states"]:
+            self._states.remove_all()
+        return row
+
+    def searched(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Tensors and metadata of the end of the search, if it was reached."""
+        if not self.search_path.exists():
+            return None
+        try:
+            return load_model(self.search_path)
+        except VPNsError as error:
+            self.run.say(f"{error}; the search is made again")
+            return None
+
+    def begin(self, phase: str, rows: int = 0, passes: float = 0) -> None:
+        """Start or go on with `search` or `finetune`, which has `rows` and `passes` before it.
+
+        States of the other phase are leftovers, of a search that has ended or that is made again.
+        """
+        self._rows, self.passes = rows, passes
+        state = self._newest()
+        if state and (state["stage"] == "finetune") != (phase == "finetune"):
+            self._states.remove_all()
+            state = None
+        self.run.keep_metrics(self.density, state["rows"] if state else rows)
+
+    def _newest(self) -> dict[str, Any] | None:
+        state, problems = self._states.newest()
+        for problem in problems:
+            self.run.say(f"{problem}; going back to the state before it")
+        return state
+
+    def resume(self, stage: str) -> dict[str, Any] | None:
+        """The newest state of this stage, or None when it has none."""
+        state = self._newest()
+        if state is None or state["stage"] != stage:
+            return None
+        self._rows = state["rows"]
+        step = f", step {state['step'] + 1}" if state["step"] else ""
+        where = f"epoch {state['epoch'] + 1}{step}"
+        self.run.say(f"density {self.density:g}: continuing {stage} at {where}")
+        return state
+
+    def steps(self, steps: range, title: str) -> Iterator[int]:
+        """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
+        self._started = time.monotonic()
+        title = f"density {self.density:g} {title}"
+        bar = tqdm(
+            steps, title, steps.stop, initial=steps.start, disable=None, leave=False,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        with self.run.stop.hold(), bar:
+            for step in bar:
+                yield step
+                if bar.disable and (step + 1) % self.run.print_freq == 0:
+                    self.run.say(f"{title}: step {step + 1} of {steps.stop}")
+
+    def stop_requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return bool(self.run.stop.requested)
+
+    def stop(self) -> None:
+        """Raise Interrupted."""
+        self.run.stop.now()
+
+    def wants_test(self, epoch: int, epochs: int) -> bool:
+        """Whether this epoch is measured on the test images (for the curves, never to choose)."""
+        return self.eval_every > 0 and (epoch + 1) % self.eval_every == 0
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a training state."""
+        with self.run.stop.hold():
+            about = {"rows": self._rows, "density": self.density, "config": self.run.flags}
+            self._states.save(state | about)
+
+    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        """Record one finished epoch in metrics.jsonl, TensorBoard, log and console."""
+        row = {"density": self.density} | row
+        row["seconds"] = round(time.monotonic() - self._started, 3)
+        self._rows += 1
+        self.run.add_metrics(row)
+        prompt = getattr(model, "prompt", None)
+        if prompt is not None:
+            self.run.picture(f"{level_name(self.density)}/prompt", prompt.picture())
+        self.run.say(epoch_line(row))
+
+    def add_passes(self, passes: float) -> None:
+        """Count forward and backward passes over the training set."""
+        self.passes += passes
+
+    def note_layers(self, densities: dict[str, float]) -> None:
+        """The density of each layer, for TensorBoard."""
+        for name, value in densities.items():
+            self.run.scalar(f"{level_name(self.density)}/layers/{name}", value)
+
+    def save_search(self, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Keep the end of the search, from which fine-tuning starts; its states can go."""
+        progress = {"rows": self._rows, "passes": self.passes}
+        with self.run.stop.hold():
+            save_model(self.search_path, tensors, meta | {"progress": progress})
+            self._states.remove_all()
+
+    def finish(self, tensors: dict[str, Any], meta: dict[str, Any], keep_states: bool) -> None:
+        """Keep the model and, unless asked otherwise, let the states go."""
+        with self.run.stop.hold():
+            save_model(self.model_path, tensors, meta)
+            if not keep_states:
+                self._states.remove_all()
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    """One finished epoch in one line."""
+    shown = [f"{name.replace('_', ' ')} {row[name]:.2f}" for name in row if _is_measure(name)]
+    rate = "/".join(f"{value:.2g}" for value in row["lr"])
+    return (
+        f"density {row['density']:g} {row['stage']} epoch {row['epoch'] + 1}: "
+        f"{', '.join(shown)}, lr {rate}, {row['seconds']:.1f} s"
+    )
+
+
+def _is_measure(name: str) -> bool:
+    return name.endswith(("_loss", "_accuracy"))

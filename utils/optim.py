@@ -1,0 +1,75 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from utils.config import flag, number
+
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("cosine", "multistep", "constant")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How one group of parameters moves. Adam's weight decay is coupled (L2), as the paper ran."""
+
+    optimizer: str = flag("sgd", "optimizer", choices=OPTIMIZERS)
+    lr: float = flag(0.01, "learning rate", parse=number(float, 0))
+    weight_decay: float = flag(1e-4, "weight decay", parse=number(float, 0))
+    scheduler: str = flag(
+        "cosine", "learning-rate schedule, stepped once an epoch", choices=SCHEDULES
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """What the four groups share."""
+
+    momentum: float = flag(0.9, "momentum of SGD", parse=number(float, 0, 1), group="optimizers")
+    decreasing_step: tuple[float, ...] = flag(
+        (0.5, 0.72),
+        "where multistep divides the rate by 10, as shares of the epochs",
+        parse=lambda text: parse_shares(text),
+        group="optimizers",
+    )
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`0.5,0.72` to floats in [0, 1]."""
+    return tuple(number(float, 0, 1)(part) for part in text.strip("[]() ").split(","))
+
+
+@dataclass(frozen=True)
+class Optim:
+    """A group's optimizer settings with the shared ones: all that `build` needs."""
+
+    own: OptimConfig
+    shared: ScheduleConfig = ScheduleConfig()
+
+    def build(
+        self, params: Iterable[nn.Parameter], epochs: int
+    ) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
+        """An optimizer over `params`, fused where the device has it, and its schedule."""
+        params = tuple(params)
+        optimizer = self._optimizer(params, fused=params[0].device.type in ("cpu", "cuda"))
+        return optimizer, self._schedule(optimizer, epochs)
+
+    def _optimizer(self, params: tuple[nn.Parameter, ...], fused: bool) -> torch.optim.Optimizer:
+        options = {"lr": self.own.lr, "weight_decay": self.own.weight_decay, "fused": fused}
+        if self.own.optimizer == "adam":
+            return torch.optim.Adam(params, **options)
+        return torch.optim.SGD(params, momentum=self.shared.momentum, **options)
+
+    def _schedule(
+        self, optimizer: torch.optim.Optimizer, epochs: int
+    ) -> lr_scheduler.LRScheduler:
+        if self.own.scheduler == "cosine":
+            return lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
+        # A milestone below 1 would count as passed before the first epoch.
+        shares = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
+        milestones = [int(share * epochs) for share in shares]
+        return lr_scheduler.MultiStepLR(optimizer, [m for m in milestones if m >= 1], gamma=0.1)

@@ -1,0 +1,36 @@
+"""Random streams: every draw is a function of a key such as (seed, density, stage, epoch).
+
+Nothing depends on what was drawn before, so workers, caches, restarts and the order of the
+densities cannot change a result.
+"""
+
+import hashlib
+
+import torch
+
+
+def key_seed(*key: object) -> int:
+    """Map a key of ints, floats and strings to a seed in [0, 2^63), the same in every process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: object) -> torch.Generator:
+    """A fresh CPU generator seeded by the key."""
+    return torch.Generator().manual_seed(key_seed(*key))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device.
+
+    Raises ValueError for a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here") from error
+    return device

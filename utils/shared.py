@@ -1,0 +1,59 @@
+"""Results that several levels and runs of an experiment share, such as the dense network of OMP.
+
+Each lies under the hash of all that it depends on, so that it is computed once and never wrong.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from utils.checkpoint import load_model, save_model
+from utils.errors import VPNsError
+
+Tensors = dict[str, Tensor]
+
+
+class Passes(Protocol):
+    """Counts what was spent; a shared result costs each run that uses it as much as the first."""
+
+    passes: float
+
+    def add_passes(self, passes: float) -> None:
+        """Count forward and backward passes over the training set."""
+
+
+class Shared:
+    """A folder of shared results for runs with the same settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], log: Passes) -> None:
+        """`settings` holds every value that the results depend on."""
+        self._folder, self._settings, self._log = folder, settings, log
+
+    def once(self, name: str, masks: Mapping[str, Tensor], make: Callable[[], Tensors]) -> Tensors:
+        """The result of `make`, from the file if it has been made before under these masks."""
+        path = self._folder / f"{name}-{self._digest(name, masks)}.safetensors"
+        if path.exists():
+            try:
+                tensors, meta = load_model(path)
+                self._log.add_passes(meta["passes"])
+                return tensors
+            except VPNsError:
+                path.unlink(missing_ok=True)
+        spent = self._log.passes
+        tensors = make()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_model(path, tensors, {"passes": self._log.passes - spent})
+        return tensors
+
+    def _digest(self, name: str, masks: Mapping[str, Tensor]) -> str:
+        text = json.dumps([name, self._settings], sort_keys=True)
+        digest = hashlib.sha256(text.encode())
+        for layer, mask in masks.items():
+            digest.update(layer.encode())
+            digest.update(np.packbits(mask.cpu().numpy()).tobytes())
+        return digest.hexdigest()[:16]
