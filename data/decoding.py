@@ -1,0 +1,138 @@
+"""Image files to resized uint8 tensors, in worker processes."""
+
+import atexit
+import os
+import signal
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.images import FileImages, decode
+from data.transforms import resize
+from utils.errors import DataError
+
+BATCH = 64  # images that a worker decodes at a time when the whole set is decoded
+
+
+class Files(Dataset):
+    """Lists of rows to their images, at each of `sizes`: uint8 (B, 3, size, size).
+
+    An error is returned as its message: torch would wrap an exception in many lines.
+    """
+
+    def __init__(self, images: FileImages, sizes: Sequence[int]) -> None:
+        self.images, self.sizes = images, tuple(sizes)
+
+    def __getitem__(self, rows: Sequence[int]) -> list[Tensor] | str:
+        shapes = [(len(rows), 3, size, size) for size in self.sizes]
+        out = [torch.empty(shape, dtype=torch.uint8) for shape in shapes]
+        for i, row in enumerate(rows):
+            try:
+                pixels = decode(self.images.path(row))[None]
+            except DataError as error:
+                return str(error)
+            for tensor, size in zip(out, self.sizes, strict=True):
+                tensor[i] = resize(pixels, size)[0]
+        return out
+
+
+class Order(Sampler):
+    """The batches of rows of the next epoch: persistent workers read them at its start."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def quiet_worker(_: int) -> None:
+    """Leave Ctrl-C and signals to the whole job to the main process, which ends its workers."""
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        with suppress(AttributeError, ValueError):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(AttributeError, OSError):
+        os.setpgid(0, 0)
+
+
+def loader(images: FileImages, sizes: Sequence[int], order: Order, **options: object) -> DataLoader:
+    """A DataLoader of lists of tensors, one a size, for the batches of `order`."""
+    files = Files(images, sizes)
+    return DataLoader(files, None, sampler=order, worker_init_fn=quiet_worker, **options)
+
+
+def checked(tensors: list[Tensor] | str) -> list[Tensor]:
+    """What a worker returned, or its error raised here."""
+    if isinstance(tensors, str):
+        raise DataError(tensors)
+    return tensors
+
+
+def decode_all(images: FileImages, sizes: Sequence[int], workers: int) -> dict[int, Tensor]:
+    """Every image at each of `sizes`, from one decoding: {size: uint8 (N, 3, size, size)}."""
+    shapes = {size: (len(images), 3, size, size) for size in sizes}
+    kept = {size: torch.empty(shape, dtype=torch.uint8) for size, shape in shapes.items()}
+    order, parts = Order(), torch.arange(len(images)).split(BATCH)
+    order.batches = [part.tolist() for part in parts]
+    decoded = loader(images, sizes, order, num_workers=workers)
+    for part, tensors in zip(parts, decoded, strict=True):
+        for size, tensor in zip(sizes, checked(tensors), strict=True):
+            kept[size][part] = tensor
+    return kept
+
+
+class Stream:
+    """Image files decoded batch by batch with workers that stay alive between epochs."""
+
+    def __init__(self, images: FileImages, size: int, workers: int, pin: bool) -> None:
+        self._images, self._size, self._busy = images, size, False
+        self._options = {"num_workers": workers, "pin_memory": pin}
+        self._order = Order()
+        stay = {"persistent_workers": workers > 0}
+        self._loader = loader(images, (size,), self._order, **self._options, **stay)
+        self._open: weakref.WeakSet[Iterator[Tensor]] = weakref.WeakSet()
+        STREAMS.add(self)
+
+    def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For each batch of rows, its images as uint8 (B, 3, size, size)."""
+        made = self._made([part.tolist() for part in batches])
+        self._open.add(made)
+        return made
+
+    def close(self) -> None:
+        """End the iterations and the workers."""
+        for made in list(self._open):
+            with suppress(ValueError):  # it is running, in a thread
+                made.close()
+        del self._loader
+
+    def _made(self, batches: list[list[int]]) -> Iterator[Tensor]:
+        if self._busy:  # a loader serves one iteration at a time: this one gets its own workers
+            order = Order()
+            order.batches = batches
+            yield from self._read(loader(self._images, (self._size,), order, **self._options))
+            return
+        self._busy, self._order.batches = True, batches
+        try:
+            yield from self._read(self._loader)
+        finally:
+            self._busy = False
+
+    def _read(self, decoded: DataLoader) -> Iterator[Tensor]:
+        for tensors in decoded:
+            yield checked(tensors)[0]
+
+
+STREAMS: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+@atexit.register
+def close_streams() -> None:
+    """End the workers before multiprocessing kills them, which torch reports as a failure."""
+    for stream in list(STREAMS):
+        stream.close()

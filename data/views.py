@@ -1,0 +1,79 @@
+"""A view: one way to see one part of the data, in batches that depend on a key alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.assemble import ahead, on_cpu, on_device
+from data.buffers import Buffers
+from data.cache import Block, Resized
+from data.transforms import Crops, draw_crops
+from utils.seed import generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a view shows images: resized to `resize_to`, in a drawn order or not.
+
+    An augmented view cuts a random `size` square and mirrors with probability 1/2.
+    """
+
+    size: int
+    resize_to: int
+    batch_size: int
+    device: torch.device
+    shuffled: bool = False
+    augmented: bool = False
+
+
+class View:
+    """Batches of (x, y): x float32 (B, 3, S, S) in [0, 1], y int64 (B,), both on `device`.
+
+    A shuffled view draws its order, crops and flips from (name, *key) alone, the last two by
+    image: workers, caches and restarts change nothing. The last batch may be smaller.
+    """
+
+    def __init__(self, name: str, pixels: Resized, labels: Tensor, look: Look) -> None:
+        self.name, self.labels, self.images = name, labels, len(labels)
+        self._pixels, self._look, self._buffers = pixels, look, Buffers()
+
+    def identity(self) -> Iterator[bytes]:
+        """Bytes that change with the labels or the images."""
+        yield self.labels.numpy().tobytes()
+        yield from self._pixels.images.identity()
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self.images // self._look.batch_size)
+
+    def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
+        """The epoch that `key` names, from batch `start` on. Raises DataError on a damaged file."""
+        made = self._made(key, start)
+        return made if self._look.device.type == "cpu" else ahead(made)
+
+    def _made(self, key: tuple, start: int) -> Iterator[Batch]:
+        order, crops = self._draw(key)
+        parts = order.split(self._look.batch_size)[start:]
+        blocks = self._pixels.batches(self._look.resize_to, parts)
+        for part, images in zip(parts, blocks, strict=True):
+            x = self._assemble(len(part), images, crops and crops.of(part))
+            yield x, self.labels[part].to(self._look.device, non_blocking=True)
+
+    def _draw(self, key: tuple) -> tuple[Tensor, Crops | None]:
+        if not self._look.shuffled:
+            return torch.arange(self.images), None
+        rng = generator(self.name, *key)
+        order = torch.randperm(self.images, generator=rng)
+        margin = self._look.resize_to - self._look.size
+        crops = draw_crops(self.images, margin, rng) if self._look.augmented else None
+        return order, crops
+
+    def _assemble(self, count: int, blocks: Iterator[Block], crops: Crops | None) -> Tensor:
+        size = self._look.size
+        if self._look.device.type != "cpu":
+            return on_device(size, blocks, crops, self._look.device)
+        return on_cpu(self._buffers.take((count, 3, size, size)), blocks, crops)
