@@ -1,0 +1,40 @@
+"""The classifier that is pruned: prompt, normalise, network, label mapping."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class PromptedClassifier(nn.Module):
+    """Images in [0, 1] to logits of the target classes.
+
+    The network is an ordinary one and keeps its own state-dict keys; the prompt is None in a run
+    without one; `label_map` (C,) holds a source class for each target class, or is None when the
+    head already has one output per target class.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prompt: nn.Module | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.prompt = prompt
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("label_map", None)
+
+    def forward(self, x: Tensor, prompted: bool = False) -> Tensor:
+        """(B, 3, h, h) in [0, 1] to (B, C). The prompted input has the canvas' size, not h."""
+        logits = self.source_logits(x, prompted)
+        return logits if self.label_map is None else logits[:, self.label_map]
+
+    def source_logits(self, x: Tensor, prompted: bool = False) -> Tensor:
+        """(B, 3, h, h) in [0, 1] to the logits of the network's own classes, (B, S)."""
+        if prompted and self.prompt is not None:
+            x = self.prompt(x)
+        return self.network((x - self.mean) / self.std)

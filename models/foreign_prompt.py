@@ -1,0 +1,70 @@
+"""The prompt in an authors' file: its kind is not stored, its region shows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.errors import VPNsError
+
+
+@dataclass(frozen=True)
+class ForeignPrompt:
+    """`program` (3, H, H); `region` (H, H) bool, where it shows, None for `random`.
+
+    `size` in pixels: the width of the frame (`pad`), the side of the square (`fix`), the side of
+    the image in the middle (`expand`); None for `random`, whose size is not stored.
+    """
+
+    kind: str
+    program: Tensor
+    region: Tensor | None
+    size: int | None
+
+
+def read_prompt(state: Mapping[str, Tensor]) -> ForeignPrompt:
+    """The prompt in a `visual_prompt` entry. Raises VPNsError for another layout."""
+    if not {"program"} <= state.keys() <= {"program", "mask"}:
+        raise VPNsError(f"the prompt holds {', '.join(map(str, state))}, not a program and a mask")
+    program, mask = state["program"], state.get("mask")
+    if program.ndim != 3 or program.shape[0] != 3 or program.shape[1] != program.shape[2]:
+        raise VPNsError(f"the prompt has the shape {tuple(program.shape)}, not (3, H, H)")
+    if not program.isfinite().all():
+        raise VPNsError("the prompt is not finite")
+    if mask is None:
+        return ForeignPrompt("random", program, None, None)
+    region = mask[0] != 0 if mask.ndim == 3 else mask != 0
+    if mask.shape != program.shape or not torch.equal(mask, region.expand_as(mask).to(mask)):
+        raise VPNsError("the prompt's mask is not one region of 0 and 1 for all three channels")
+    kind, size = region_kind(region)
+    return ForeignPrompt(kind, program, region, size)
+
+
+def region_kind(region: Tensor) -> tuple[str, int]:
+    """The kind of prompt that shows on `region` (H, H) bool, and its size.
+
+    A full region is `pad` (`fix` of the whole canvas looks the same), and so is an even ring
+    (an `expand` around an image with equal margins looks the same; no flag of theirs gave one).
+    """
+    side, width = len(region), int(region[len(region) // 2].long().argmin())
+    if region.all():
+        return "pad", side // 2
+    square = int(region[0].sum())
+    if square and torch.equal(region, _block(side, 0, square)):
+        return "fix", square
+    inner = int((~region).any(0).sum())
+    if torch.equal(~region, _block(side, width, width + inner)):
+        margins = width, side - width - inner
+        if margins[0] == margins[1]:
+            return "pad", width
+        if margins[0] == margins[1] + 1:
+            return "expand", inner
+    raise VPNsError("the prompt's mask is neither a frame, a corner square nor a ring")
+
+
+def _block(side: int, start: int, stop: int) -> Tensor:
+    """A square from `start` to `stop` in both directions, (side, side) bool."""
+    block = torch.zeros(side, side, dtype=torch.bool)
+    block[start:stop, start:stop] = True
+    return block

@@ -1,0 +1,93 @@
+"""State dicts from files and from torchvision, and whether they fit a network."""
+
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from utils.errors import VPNsError
+from utils.files import sha256_file
+from utils.tensors import first_line, read_tensors
+
+SHOWN = 3  # how many keys an error names
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file. Raises VPNsError when it holds anything but tensors by name."""
+    state = read_tensors(path)
+    if not all_tensors(state):
+        other = [str(key) for key, value in state.items() if not all_tensors({key: value})]
+        raise VPNsError(f"{path} is not a plain state dict: no tensors under {few(other)}")
+    return state
+
+
+def all_tensors(state: Mapping[Any, Any]) -> bool:
+    """Whether a dict maps names to tensors and holds nothing else."""
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+
+
+def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """Why `state` cannot be loaded into a network with the state dict `own`; None if it can.
+
+    BatchNorm's batch counters may be absent: files from before torch 0.4.1 have none.
+    """
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    return "; ".join(f"{what} {few(keys)}" for what, keys in parts.items() if keys) or None
+
+
+def few(words: list[str]) -> str:
+    """The first few words and the number of the others."""
+    rest = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + rest
+
+
+def hub_url(entry: str) -> str:
+    """Where torchvision's weights of that name lie, such as ResNet18_Weights.IMAGENET1K_V1."""
+    import torchvision
+
+    return torchvision.models.get_weight(entry).url
+
+
+def hub_state(entry: str) -> dict[str, Tensor]:
+    """Weights of torchvision from torch.hub's folder, fetched into it if they are not there.
+
+    Raises VPNsError when they cannot be had, with the place to put them by hand.
+    """
+    url, folder = hub_url(entry), Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    if path.exists():
+        _check_name(path, url)
+        return read_state(path)
+    try:
+        with redirect_stdout(sys.stderr):  # torch.hub prints there; ours ends with RESULT
+            return torch.hub.load_state_dict_from_url(
+                url,
+                map_location="cpu",
+                progress=sys.stderr.isatty(),
+                check_hash=True,
+                weights_only=True,
+            )
+    except (OSError, RuntimeError, HTTPException) as error:
+        what = f"cannot download {path.name} ({first_line(error)})"
+        raise VPNsError(f"{what}: get {url} yourself and put it in {folder}") from error
+
+
+def _check_name(path: Path, url: str) -> None:
+    """Compare a file with the start of its SHA-256, which torchvision puts into the name."""
+    start = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    if start and not sha256_file(path).startswith(start.group(1)):
+        raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")

@@ -1,0 +1,178 @@
+"""The authors' nine published checkpoints, and files from paths, URLs and Google Drive."""
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+from utils.errors import VPNsError
+from utils.files import atomic_write, sha256_file
+from utils.tensors import first_line
+
+TIMEOUT = 60  # seconds without a byte
+CHUNK = 1 << 20  # bytes
+DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint of the authors: the accuracy in percent is the paper's, a mean of 3 seeds."""
+
+    network: str
+    dataset: str
+    density: float
+    drive: str
+    accuracy: float
+
+
+ZOO: dict[str, Published] = {
+    f"resnet18_{dataset}_s{sparsity}": Published(
+        "resnet18", dataset, round(1 - sparsity / 100, 2), drive, accuracy
+    )
+    for dataset, sparsity, drive, accuracy in (
+        ("cifar10", 40, "1iONKgIyJf5XIqMIQDnreQgyzDfa4KyFh", 96.56),
+        ("cifar10", 60, "1BFlW8VpStW0efzLI32hUZD16wl4cGIkP", 96.51),
+        ("cifar10", 70, "1ZQlr-6_O2ehmPen1Uxold1Yb2hN-GfNM", 96.51),
+        ("cifar100", 40, "1f8TTDDjChVSFIvre-V1wb5Y_PkIMr6cN", 83.31),
+        ("cifar100", 60, "1ilrPZiN-We6ryWMlekJosBOH8H8-l9UT", 83.16),
+        ("cifar100", 70, "13XcvYwiy2t1Rn2Qx6uB1iqvgwbUzvhNV", 82.74),
+        ("tiny_imagenet", 40, "1FmVS7GuWHahcCh5zoEZT5CWdKZnwUG1v", 73.53),
+        ("tiny_imagenet", 60, "1vnXqzzoUwjhPuIOQCiF_YvcSlGTSHdnn", 72.83),
+        ("tiny_imagenet", 70, "1WBu_-NSPs1Dhkmk0c_0r9MXTiU8-5N9X", 71.98),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$VPNS_CACHE`, or `~/.cache/vpns`."""
+    return Path(os.environ.get("VPNS_CACHE") or "~/.cache/vpns").expanduser()
+
+
+def fetch(source: str, sha256: str | None = None) -> Path:
+    """The local file that `source` stands for, downloaded into the cache if need be.
+
+    `source` is a path, a file://, http:// or https:// URL, a Google Drive link or a name in ZOO.
+    A file in the cache is used again. A download appears under its name only when it is whole:
+    of the announced length, not an HTML page, and of the SHA-256 given. Raises VPNsError when
+    the file cannot be had, with what to do by hand.
+    """
+    drive = ZOO[source].drive if source in ZOO else _drive_id(source)
+    if drive:
+        name = next((n for n, row in ZOO.items() if row.drive == drive), f"drive-{drive}")
+        link = f"https://drive.google.com/file/d/{drive}/view"
+        return _cached(f"{name}.pth", link, lambda aside: _from_drive(drive, aside), sha256)
+    scheme = urlparse(source).scheme if "://" in source else ""
+    if scheme in ("http", "https"):
+        return _cached(_cache_name(source), source, lambda aside: _from_web(source, aside), sha256)
+    if scheme not in ("", "file"):
+        raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
+    return _local(source, scheme, sha256)
+
+
+def _local(source: str, scheme: str, sha256: str | None) -> Path:
+    """A file that is here already; it stays where it is."""
+    text = urllib.request.url2pathname(urlparse(source).path) if scheme else source
+    path = Path(text).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(source, ZOO, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise VPNsError(f"{path} is not a file{hint}")
+    if sha256:
+        _check_digest(path, sha256)
+    return path
+
+
+def _cache_name(url: str) -> str:
+    """The end of the URL's path, after a digest that keeps equal ends apart."""
+    end = re.sub(r"[^\w.-]", "_", urlparse(url).path.rpartition("/")[2])[-80:]
+    return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{end}"
+
+
+def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str | None) -> Path:
+    """The file of that name in the cache; `download(aside)` writes it if it is not there."""
+    path = cache_folder() / name
+    if path.is_file() and (sha256 is None or sha256_file(path) == sha256.lower()):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+            aside = Path(folder) / name
+            print(f"downloading {link} to {path}", file=sys.stderr)
+            download(aside)
+            _check_whole(aside)
+            if sha256:
+                _check_digest(aside, sha256)
+            _publish(aside, path)
+    except (VPNsError, OSError, HTTPException, ValueError) as error:
+        by_hand = f"download it yourself, save it as {path} and run again"
+        raise VPNsError(f"cannot fetch {link} ({first_line(error)}): {by_hand}") from error
+    return path
+
+
+def _publish(aside: Path, path: Path) -> None:
+    """Rename a whole file to its place, its digest first, so that damage is noticed later."""
+    atomic_write(path.with_name(f"{path.name}.sha256"), f"{sha256_file(aside)}  {path.name}\n")
+    os.replace(aside, path)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse what servers send in place of a file."""
+    with open(path, "rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise VPNsError("it came empty")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise VPNsError("a web page came in its place: a sign-in, a quota or a wrong link")
+
+
+def _check_digest(path: Path, sha256: str) -> None:
+    found = sha256_file(path)
+    if found != sha256.lower():
+        raise VPNsError(f"checksum mismatch: {path.name} has SHA-256 {found}, not {sha256.lower()}")
+
+
+def _from_web(url: str, aside: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "vpns"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as reply, open(aside, "wb") as file:
+        while piece := reply.read(CHUNK):
+            file.write(piece)
+        announced, came = reply.headers.get("Content-Length"), file.tell()
+    if announced is not None and int(announced) != came:
+        raise VPNsError(f"cut off: {came} of {announced} bytes came")
+
+
+def _drive_id(source: str) -> str | None:
+    """The file's id in a Google Drive link; None for anything else."""
+    link = urlparse(source)
+    if link.scheme not in ("http", "https") or link.hostname not in DRIVE_HOSTS:
+        return None
+    in_path = re.search(r"/d/([\w-]+)", link.path)
+    drive = in_path.group(1) if in_path else parse_qs(link.query).get("id", [""])[0]
+    if not re.fullmatch(r"[\w-]+", drive):
+        raise VPNsError(f"{source} is not the link of one file on Google Drive")
+    return drive
+
+
+def _from_drive(drive: str, aside: Path) -> None:
+    """Download with gdown, which knows the pages that Google puts before large files."""
+    try:
+        import gdown
+    except ImportError as error:
+        raise VPNsError("Google Drive needs gdown: pip install gdown") from error
+    try:
+        with redirect_stdout(sys.stderr):
+            url = f"https://drive.google.com/uc?id={drive}"
+            came = gdown.download(url=url, output=str(aside), quiet=not sys.stderr.isatty())
+    except Exception as error:  # gdown and requests have their own
+        raise VPNsError(first_line(error)) from error
+    if came is None or not aside.is_file():
+        raise VPNsError("Google Drive refused it, often for too many downloads in a day")

@@ -1,0 +1,81 @@
+"""The visual prompt: learnable pixels on a canvas around or over the image (paper, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _InclusiveClamp(torch.autograd.Function):
+    """clamp(x, 0, 1) whose gradient is 1 on the closed interval.
+
+    torch's own clamp gives 0 at exactly 0 and 1, and then a frame over black pixels, which
+    starts at exactly 0, never learns.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward((x >= 0) & (x <= 1))
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (inside,) = ctx.saved_tensors
+        return grad * inside
+
+
+def inclusive_clamp(x: Tensor) -> Tensor:
+    """clamp(x, 0, 1) with gradient 1 where 0 <= x <= 1, ends included, and 0 outside."""
+    return _InclusiveClamp.apply(x)
+
+
+class VisualPrompt(nn.Module):
+    """clamp(place(x) + pixels * region, 0, 1).
+
+    `program` (3, H, H) is the parameter, zero at the start; H is `output_size`. A kind of prompt
+    says where it shows (`region`) and how `program` becomes pixels (`pixels`). Outside the region
+    the pixels get no gradient and stay 0.
+    """
+
+    region: Tensor
+
+    def __init__(self, output_size: int, region: Tensor) -> None:
+        """`region` is (H, H), 1 where the prompt shows and 0 elsewhere."""
+        super().__init__()
+        self.output_size = output_size
+        self.program = nn.Parameter(torch.zeros(3, output_size, output_size))
+        self.register_buffer("region", region.float(), persistent=False)
+
+    def pixels(self) -> Tensor:
+        """What is added to the canvas, (3, H, H), before the region cuts it out."""
+        return self.program
+
+    def visible(self) -> Tensor:
+        """Where the prompt shows in this forward pass, (H, H) of 0 and 1."""
+        return self.region
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, h) in [0, 1] with h <= H, to (B, 3, H, H) in [0, 1]."""
+        return inclusive_clamp(self.place(x) + self.pixels() * self.visible())
+
+    def place(self, x: Tensor) -> Tensor:
+        """Centre the image on a black canvas; an odd pixel of difference goes left and top."""
+        before, after = margins(x.shape[-1], self.output_size)
+        return F.pad(x, (before, after, before, after)) if before or after else x
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """The prompt alone as an image, (3, H, H) in [0, 1]; 0.5 is "adds nothing"."""
+        return (self.pixels() * self.visible() / 2 + 0.5).clamp(0, 1)
+
+
+class SigmoidPrompt(VisualPrompt):
+    """A prompt whose pixels are sigmoid(program): they start as grey, 0.5, not as nothing."""
+
+    def pixels(self) -> Tensor:
+        """Pixels in (0, 1), (3, H, H)."""
+        return self.program.sigmoid()
+
+
+def margins(inner: int, outer: int) -> tuple[int, int]:
+    """Pixels before and after an image of size `inner` centred on a canvas of size `outer`."""
+    return (outer - inner + 1) // 2, (outer - inner) // 2

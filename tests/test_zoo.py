@@ -1,0 +1,249 @@
+"""Files from paths, URLs, Google Drive and the list of published checkpoints."""
+
+import hashlib
+import sys
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from models.zoo import ZOO, fetch
+from utils.errors import VPNsError
+
+DATA = bytes(range(256)) * 40
+DIGEST = hashlib.sha256(DATA).hexdigest()
+NAME = "resnet18_cifar100_s60"
+LINK = f"https://drive.google.com/file/d/{ZOO[NAME].drive}/view"
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers /any/name.pth; the first `cuts` replies stop at half."""
+
+    body, cuts, hits = DATA, 0, 0
+
+    def do_GET(self):
+        kind = type(self)
+        kind.hits += 1
+        self.send_response(404 if "absent" in self.path else 200)
+        self.send_header("Content-Length", str(len(kind.body)))
+        self.end_headers()
+        whole = kind.hits > kind.cuts
+        self.wfile.write(kind.body if whole else kind.body[: len(kind.body) // 2])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPNS_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(cache):
+    """The handler class, to set its answers, and the address."""
+    handler = type("Handler", (Server,), {})
+    httpd = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield handler, f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+@pytest.fixture
+def gdown(cache, monkeypatch):
+    """A gdown that writes `content`, and remembers what it was asked for."""
+    module = types.SimpleNamespace(content=DATA, asked=[])
+
+    def download(url, output, quiet):
+        module.asked.append(url)
+        if module.content is None:
+            return None
+        with open(output, "wb") as file:
+            file.write(module.content)
+        return output
+
+    module.download = download
+    monkeypatch.setitem(sys.modules, "gdown", module)
+    return module
+
+
+def refused(source, words, **options):
+    with pytest.raises(VPNsError, match=words) as error:
+        fetch(source, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def left_in(cache):
+    return [path.name for path in cache.iterdir()]
+
+
+def test_a_local_path_is_returned_as_it_is(tmp_path):
+    (tmp_path / "a.pth").write_bytes(DATA)
+    assert fetch(str(tmp_path / "a.pth")) == tmp_path / "a.pth"
+
+
+def test_a_missing_path_is_named(tmp_path):
+    refused(str(tmp_path / "a.pth"), "a.pth is not a file$")
+
+
+def test_a_misspelt_name_gets_the_nearest_one():
+    refused("resnet18_cifar100_60", f"did you mean {NAME}")
+
+
+def test_a_file_url_is_the_local_file(tmp_path):
+    path = tmp_path / "with space.pth"
+    path.write_bytes(DATA)
+    assert fetch(path.as_uri(), sha256=DIGEST) == path
+
+
+def test_a_local_file_with_another_hash_is_refused_and_stays(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(DATA)
+    refused(path.as_uri(), "checksum mismatch: a.pth", sha256="0" * 64)
+    assert path.read_bytes() == DATA
+
+
+def test_other_schemes_are_refused():
+    refused("ftp://host/a.pth", "only file://, http:// and https://")
+
+
+def test_a_url_is_downloaded_once(server, cache):
+    handler, address = server
+    first = fetch(f"{address}/a.pth", sha256=DIGEST.upper())
+    second = fetch(f"{address}/a.pth", sha256=DIGEST)
+    assert first == second and first.parent == cache and first.read_bytes() == DATA
+    assert handler.hits == 1 and first.suffix == ".pth"
+
+
+def test_a_download_has_its_digest_beside_it(server):
+    path = fetch(f"{server[1]}/a.pth")
+    assert path.with_name(path.name + ".sha256").read_text() == f"{DIGEST}  {path.name}\n"
+
+
+def test_urls_with_the_same_end_do_not_collide(server):
+    handler, address = server
+    first = fetch(f"{address}/one/a.pth")
+    handler.body = b"other"
+    second = fetch(f"{address}/two/a.pth")
+    third = fetch(f"{address}/one/a.pth?version=2")
+    assert [first.read_bytes(), second.read_bytes(), third.read_bytes()] == [
+        DATA, b"other", b"other"
+    ]
+
+
+def test_a_cut_download_leaves_nothing_and_the_next_try_succeeds(server, cache):
+    handler, address = server
+    handler.cuts = 1
+    half, all_ = len(DATA) // 2, len(DATA)
+    message = refused(f"{address}/a.pth", f"cut off: {half} of {all_} bytes")
+    assert left_in(cache) == [] and f"{address}/a.pth" in message
+    assert fetch(f"{address}/a.pth").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"\n <!DOCTYPE html><title>Sign in</title>", "a web page came"),
+        (b"<HTML></HTML>", "a web page came"),
+        (b"", "it came empty"),
+    ],
+)
+def test_what_is_not_a_file_is_refused_and_leaves_nothing(server, cache, body, words):
+    handler, address = server
+    handler.body = body
+    refused(f"{address}/a.pth", words)
+    assert left_in(cache) == []
+
+
+def test_a_wrong_hash_is_refused_and_leaves_nothing(server, cache):
+    refused(f"{server[1]}/a.pth", "checksum mismatch", sha256="0" * 64)
+    assert left_in(cache) == []
+
+
+def test_a_cached_file_with_another_hash_is_fetched_again(server):
+    handler, address = server
+    handler.body = b"old"
+    path = fetch(f"{address}/a.pth")
+    handler.body = DATA
+    assert fetch(f"{address}/a.pth", sha256=DIGEST) == path and path.read_bytes() == DATA
+
+
+def test_a_server_error_says_how_to_do_it_by_hand(server, cache):
+    words = f"HTTP Error 404.*download it yourself, save it as {cache}"
+    refused(f"{server[1]}/absent.pth", words)
+    assert left_in(cache) == []
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VPNS_CACHE", str(tmp_path / "file"))
+    refused(f"{server[1]}/a.pth", "cannot fetch")
+
+
+def test_the_nine_published_files_are_listed():
+    rows = {(row.network, row.dataset, row.density) for row in ZOO.values()}
+    datasets = ("cifar10", "cifar100", "tiny_imagenet")
+    assert rows == {("resnet18", d, density) for d in datasets for density in (0.6, 0.4, 0.3)}
+    assert len({row.drive for row in ZOO.values()}) == 9
+    row = ZOO[NAME]
+    assert (row.dataset, row.density, row.accuracy) == ("cifar100", 0.4, 83.16)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        NAME,
+        f"{LINK}?usp=sharing",
+        f"https://drive.google.com/uc?export=download&id={ZOO[NAME].drive}",
+        f"https://drive.google.com/open?id={ZOO[NAME].drive}",
+    ],
+)
+def test_a_published_file_comes_from_drive_by_name_or_link(gdown, cache, source):
+    assert fetch(source) == cache / f"{NAME}.pth"
+    assert (cache / f"{NAME}.pth").read_bytes() == DATA
+    assert gdown.asked == [f"https://drive.google.com/uc?id={ZOO[NAME].drive}"]
+
+
+def test_a_file_put_into_the_cache_by_hand_is_used(gdown, cache):
+    cache.mkdir()
+    (cache / f"{NAME}.pth").write_bytes(b"mine")
+    assert fetch(NAME).read_bytes() == b"mine" and gdown.asked == []
+
+
+def test_another_drive_file_is_kept_under_its_id(gdown, cache):
+    assert fetch("https://drive.google.com/file/d/abc-_1/view") == cache / "drive-abc-_1.pth"
+
+
+def test_a_drive_folder_is_refused(gdown):
+    refused("https://drive.google.com/drive/u/0/my-drive", "not the link of one file")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "Drive refused"), (b"<html>quota", "a web page came")]
+)
+def test_a_refusal_of_drive_names_the_link_and_leaves_nothing(gdown, cache, content, words):
+    gdown.content = content
+    message = refused(NAME, words)
+    assert LINK in message and str(cache / f"{NAME}.pth") in message and left_in(cache) == []
+
+
+def test_an_error_inside_gdown_is_one_line(gdown, monkeypatch):
+    def download(**options):
+        raise RuntimeError("quota\nexceeded")
+
+    monkeypatch.setattr(gdown, "download", download)
+    refused(NAME, "quota")
+
+
+def test_without_gdown_the_way_out_is_named(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    message = refused(NAME, "pip install gdown")
+    assert LINK in message and str(cache / f"{NAME}.pth") in message
