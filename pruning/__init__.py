@@ -1,0 +1,28 @@
+"""Pruning methods by name: `METHODS` is the registry, one row a method."""
+
+from pruning.bip import BIP
+from pruning.dense import DENSE
+from pruning.grasp import GRASP
+from pruning.hydra import HYDRA
+from pruning.lth import LTH
+from pruning.method import PRUNE_MODES, Method, Search
+from pruning.omp import OMP
+from pruning.random import RANDOM
+from pruning.snip import SNIP
+from pruning.synflow import SYNFLOW
+from pruning.vpns import VPNS
+
+__all__ = ["METHODS", "PRUNE_MODES", "Method", "Search"]
+
+METHODS: dict[str, Method] = {
+    "vpns": VPNS,
+    "hydra": HYDRA,
+    "bip": BIP,
+    "random": RANDOM,
+    "omp": OMP,
+    "lth": LTH,
+    "snip": SNIP,
+    "grasp": GRASP,
+    "synflow": SYNFLOW,
+    "dense": DENSE,
+}

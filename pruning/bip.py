@@ -1,0 +1,71 @@
+"""BiP (Zhang et al. 2022): weights and scores by turns, a bi-level problem; no fine-tuning.
+
+Lower step: the dense weights theta move with the gradient through the mask. Upper step: the
+scores move with BiP's implicit gradient, which needs no Hessian because z = m * theta is linear
+in both:
+
+    dL/dm = (theta - (1 / gamma) m * dL/dz) * dL/dz,    dL/ds = dL/dm * sign(s)
+
+The authors' code, like the original's, multiplies each score's gradient with itself where the
+formula has the weight's, which at 1e-4 changes nothing that can be seen.
+"""
+
+import torch
+from torch import nn
+
+from pruning.masks import Masks
+from pruning.method import Method, Search
+from pruning.scores import LearnedScores
+from pruning.stage import CLEAN, OTHER, PROMPTED, Group, Stage, run_stage
+
+LOWER, UPPER = 0, 1
+INVERSE_GAMMA = 1e-4  # the original's learning rate of the implicit term
+
+
+class BilevelScores(LearnedScores):
+    """Learned scores over dense weights that move too."""
+
+    def __init__(self, network: nn.Module, density: float) -> None:
+        super().__init__(network, density)
+        self.theta = nn.Parameter(self.dense)  # the same memory: refresh sees every step
+
+    @torch.no_grad()
+    def take_gradients(self, half: int = LOWER) -> None:
+        """The weights' gradient in the lower step, the scores' implicit one in the upper."""
+        effective = torch.cat([layer.weight.grad.flatten() for layer in self.layers.values()])
+        if half == LOWER:
+            self.theta.grad = effective * self.keep
+        else:
+            implicit = self.dense - INVERSE_GAMMA * self.keep * effective
+            self.flat.grad = implicit * effective * self.flat.detach().sign()
+
+
+def find_masks(search: Search) -> Masks:
+    """The masks at the end; the network keeps the weights that were trained under them."""
+    network = search.model.network
+    learned = BilevelScores(network, search.density)
+    search.remap()
+    weights = tuple(layer.weight for layer in learned.layers.values())
+    held = {id(weight) for weight in weights}
+    others = tuple(p for p in network.parameters() if id(p) not in held)
+    prompt = [Group(g.params, g.optim, half=UPPER) for g in search.prompt_groups()]
+    stage = Stage(
+        name="search",
+        epochs=search.epochs,
+        groups=(
+            Group((learned.theta,), search.weight_optim, "theta", half=LOWER),
+            Group(others, search.weight_optim, half=LOWER),
+            Group((learned.flat,), search.score_optim, "scores", half=UPPER),
+            *prompt,
+        ),
+        views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),
+        needs_grad=weights,
+        before_epoch=search.before_epoch,
+        before_step=learned.take_gradients,
+        after_step=learned.refresh,
+    )
+    run_stage(search.model, stage, search.data, search.log)
+    return learned.masks()
+
+
+BIP = Method(find_masks, finetunes=False)

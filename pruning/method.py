@@ -1,0 +1,136 @@
+"""What a pruning method is: a function from a search to masks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.masks import Masks, Scores, apply_masks, keep_top
+from pruning.stage import CLEAN, PROMPTED, Group, Log, nothing
+from utils.optim import Optim
+
+# Which of the two stages, search and fine-tuning, see the prompt (paper, ablation of the phases).
+PRUNE_MODES: dict[str, tuple[bool, bool]] = {
+    "score+vp_weight+vp": (True, True),
+    "score+vp_weight": (True, False),
+    "weight+vp_score": (False, True),
+    "score_weight": (False, False),
+}
+
+
+def stage_views(prompted: bool, prompts_anywhere: bool) -> tuple[str, ...]:
+    """The views of one iteration of a stage.
+
+    A run that never prompts takes one clean step. A run that prompts in one stage only repeats the
+    same clean batch in the other, so that both stages make the same number of updates.
+    """
+    if prompted:
+        return (PROMPTED, CLEAN)
+    return (CLEAN, CLEAN) if prompts_anywhere else (CLEAN,)
+
+
+Tensors = dict[str, Tensor]
+
+
+def make_anew(name: str, masks: Masks, make: Callable[[], Tensors]) -> Tensors:
+    """Call `make`. The program gives a search a version that also keeps the result in a file.
+
+    The result must depend on the settings of the run, `name` and `masks` only.
+    """
+    return make()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished level: its density, masks and trained weights by layer name."""
+
+    density: float
+    masks: Masks
+    weights: Scores
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that a method may use to find masks at one density."""
+
+    model: Any  # PromptedClassifier: .network, .prompt, images to logits
+    data: Any  # .clean, .prompted, .test: views that give batches
+    density: float
+    epochs: int
+    views: tuple[str, ...]
+    weight_optim: Optim
+    score_optim: Optim
+    prompt_optim: Optim
+    log: Log
+    remap: Callable[[], None] = nothing  # makes the label mapping with the model as it is
+    before_epoch: Callable[[], None] = nothing
+    previous: Callable[[], "Trained | None"] = nothing  # the level before, fine-tuned
+    once: Callable[[str, Masks, Callable[[], Tensors]], Tensors] = make_anew
+
+    def prompt_groups(self) -> tuple[Group, ...]:
+        """The prompt's parameters as a group of their own, or nothing when it takes no part."""
+        return prompt_groups(self.model.prompt, self.views, self.prompt_optim)
+
+
+    def batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches for scoring, from the first view of the search, drawn for this purpose."""
+        view = self.data.prompted if self.prompted else self.data.clean
+        return iter(view.batches(*self.log.key, purpose))
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the search shows the prompt."""
+        return PROMPTED in self.views
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Score without moving BatchNorm's statistics; the mode found is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def one_shot(score: Callable[[Search], Scores]) -> Callable[[Search], Masks]:
+    """A method that scores the dense network once and keeps the highest scores.
+
+    The labels are mapped with the dense network for the scoring and again with the masked one.
+    """
+
+    def find_masks(search: Search) -> Masks:
+        search.remap()
+        masks = keep_top(score(search), search.density)
+        apply_masks(search.model.network, masks)
+        search.remap()
+        return masks
+
+    return find_masks
+
+
+def prompt_groups(
+    prompt: nn.Module | None, views: tuple[str, ...], optim: Optim
+) -> tuple[Group, ...]:
+    """The group that moves the prompt in a stage with these views, or nothing."""
+    if prompt is None or PROMPTED not in views:
+        return ()
+    return (Group(tuple(prompt.parameters()), optim),)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find masks.
+
+    `find_masks` returns a mask for every prunable layer with the exact count; the model that it
+    leaves behind is what fine-tuning starts from.
+    """
+
+    find_masks: Callable[[Search], Masks]
+    prune_mode: str = "score_weight"
+    finetunes: bool = True
+    only_density: float | None = None  # the one density that the method makes
+    chained: bool = False  # each level goes on from the one before: densities must fall

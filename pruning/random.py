@@ -1,0 +1,24 @@
+"""Random masks: every weight is as likely as another to be kept.
+
+The count over the network is exact; the authors keep each weight independently with probability
+d, so that theirs is right in expectation only.
+"""
+
+import torch
+
+from pruning.masks import Scores, prunable
+from pruning.method import Method, Search, one_shot
+from utils.seed import generator
+
+
+def scores(search: Search) -> Scores:
+    """Uniform in [0, 1)."""
+    draw = generator(*search.log.key, "random")
+    layers = prunable(search.model.network)
+    return {
+        name: torch.rand(layer.weight.shape, generator=draw).to(layer.weight.device)
+        for name, layer in layers.items()
+    }
+
+
+RANDOM = Method(one_shot(scores))

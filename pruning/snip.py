@@ -1,0 +1,26 @@
+"""SNIP (Lee et al. 2019): |w * dL/dw| on one training batch, the dense network in eval mode.
+
+The loss is taken on the mapped logits. The authors' code compares downstream labels with the raw
+1000 logits, that is with unrelated ImageNet classes, and its published numbers carry that.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from pruning.masks import Scores, prunable
+from pruning.method import Method, Search, eval_mode, one_shot
+
+
+def scores(search: Search) -> Scores:
+    """Connection sensitivity (SNIP, eq. 6), without its normalisation, which ranks nothing."""
+    weights = {name: layer.weight for name, layer in prunable(search.model.network).items()}
+    images, labels = next(search.batches("snip"))
+    with eval_mode(search.model):
+        loss = F.cross_entropy(search.model(images, prompted=search.prompted), labels)
+        grads = torch.autograd.grad(loss, list(weights.values()))
+    search.log.add_passes(len(labels) / search.data.clean.images)
+    pairs = zip(weights.items(), grads, strict=True)
+    return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
+
+
+SNIP = Method(one_shot(scores))

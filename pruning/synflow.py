@@ -1,0 +1,67 @@
+"""SynFlow (Tanaka et al. 2020): path products of the all-positive network, in 100 rounds.
+
+Data-free: the input is one image of ones; the authors' code feeds a normalised batch with signs.
+It runs on a float64 copy, since float32 overflows to NaN in a ResNet-50, with ReLU for ReLU6,
+whose saturation would zero every gradient of a MobileNetV2.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
+from pruning.method import Method, Search
+
+ROUNDS = 100  # SynFlow, section 6
+
+
+def find_masks(search: Search) -> Masks:
+    """Masks after the rounds of density d^(t/100), t = 1..100 (SynFlow, algorithm 1)."""
+    images, _ = next(search.batches("synflow"))
+    masks = synflow_masks(search.model.network, search.density, images.shape[-1])
+    apply_masks(search.model.network, masks)
+    search.remap()
+    return masks
+
+
+def synflow_masks(network: nn.Module, density: float, size: int) -> Masks:
+    """The masks for one image of ones, `size` pixels wide; `network` stays as it is."""
+    positive = positive_copy(network)
+    ones = torch.ones(1, 3, size, size, dtype=torch.float64, device=_device(network))
+    masks = all_kept(network)
+    for step in range(1, ROUNDS + 1):
+        scores = path_scores(positive, ones)
+        # The pruned ones score 0 like dead paths do: -1 keeps them from coming back.
+        alive = {name: torch.where(masks[name], scores[name], -1.0) for name in masks}
+        masks = keep_top(alive, density ** (step / ROUNDS) if step < ROUNDS else density)
+        apply_masks(positive, masks)
+    return masks
+
+
+def positive_copy(network: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode: absolute values everywhere, ReLU6 replaced by ReLU."""
+    positive = copy.deepcopy(network).double().eval()
+    for tensor in positive.state_dict().values():
+        tensor.abs_()
+    for module in list(positive.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, nn.ReLU())
+    return positive
+
+
+def path_scores(positive: nn.Module, ones: Tensor) -> Scores:
+    """w * dR/dw with R the sum of all outputs, not negative (SynFlow, eq. 3)."""
+    weights = {name: layer.weight for name, layer in prunable(positive).items()}
+    total = positive(ones).sum()
+    grads = torch.autograd.grad(total, list(weights.values()))
+    pairs = zip(weights.items(), grads, strict=True)
+    return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+SYNFLOW = Method(find_masks)

@@ -1,0 +1,134 @@
+"""Small networks and data that many tests share."""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The golden trajectory was measured with AVX2 kernels; those of AVX-512 round differently.
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+# Tests time nothing, and fail or pass alike each time.
+settings.register_profile("vpns", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("vpns")
+
+from models.classifier import PromptedClassifier
+from prompts import Sizes, build_prompt
+from utils.seed import generator
+
+SIZE, SOURCES, CLASSES = 8, 6, 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_network(seed: int = 0) -> nn.Module:
+    """Two convolutions, BatchNorm and a head: 3 * 8 * 9 + 8 * 8 * 9 + 8 * 6 prunable weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, SOURCES),
+        )
+
+
+def tiny_model(seed: int = 0, kind: str = "pad") -> PromptedClassifier:
+    """The tiny network with a prompt and a fixed label mapping."""
+    model = PromptedClassifier(tiny_network(seed), build_prompt(kind, Sizes(SIZE, SIZE, 2, 4)))
+    model.label_map = torch.tensor([5, 0, 3, 1])
+    return model
+
+
+class TinyView:
+    """Batches of random images whose order depends on the key."""
+
+    def __init__(self, name: str, images: int = 24, batch_size: int = 8) -> None:
+        self.name, self.images, self._batch = name, images, batch_size
+        draw = generator("tiny", name)
+        self.x = torch.rand(images, 3, SIZE, SIZE, generator=draw)
+        self.y = torch.randint(0, CLASSES, (images,), generator=draw)
+
+    def __len__(self) -> int:
+        return -(-self.images // self._batch)
+
+    def batches(self, *key: object, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(self.images, generator=generator(self.name, *key))
+        for rows in order.split(self._batch)[start:]:
+            yield self.x[rows], self.y[rows]
+
+
+@dataclass
+class TinyData:
+    """The views of a run."""
+
+    clean: TinyView = field(default_factory=lambda: TinyView("clean"))
+    prompted: TinyView = field(default_factory=lambda: TinyView("prompted"))
+    test: TinyView = field(default_factory=lambda: TinyView("test"))
+    val: TinyView | None = None
+
+
+class MemoryLog:
+    """A stage's log that keeps everything in memory and may stop or resume anywhere."""
+
+    def __init__(self, stop_after: int | None = None, state: dict[str, Any] | None = None) -> None:
+        self.key: tuple[object, ...] = (7, 0.5)
+        self.rows: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
+        self.passes = 0.0
+        self._left, self._state = stop_after, state
+
+    def resume(self, stage: str) -> dict[str, Any] | None:
+        same = self._state is not None and self._state["stage"] == stage
+        return self._state if same else None
+
+    def steps(self, steps: range, title: str) -> Iterator[int]:
+        yield from steps
+
+    def stop_requested(self) -> bool:
+        if self._left is None:
+            return False
+        self._left -= 1
+        return self._left <= 0
+
+    def stop(self) -> None:
+        raise InterruptedError
+
+    def wants_test(self, epoch: int, epochs: int) -> bool:
+        return True
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(_copied(state))
+
+    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        self.rows.append(row)
+
+    def add_passes(self, passes: float) -> None:
+        self.passes += passes
+
+
+def _copied(value: Any) -> Any:
+    import copy
+
+    return copy.deepcopy(value)
