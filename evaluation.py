@@ -1,0 +1,158 @@
+"""`--evaluate`: measure a checkpoint of ours, of the authors, or of the model zoo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import load_data
+from models import PromptedClassifier, build_network
+from models.artifact import masks_of, restore
+from models.backbones import backbone
+from models.foreign import ForeignPrompt, read_authors
+from models.zoo import ZOO, fetch
+from prompts import Sizes, build_prompt
+from pruning.masks import Masks, apply_masks, kept_count, prunable, select_top, total_count
+from pruning.stage import evaluate
+from settings import Config, complete
+from utils.checkpoint import read_meta
+from utils.config import flatten, replace_flags
+from utils.errors import UsageError
+from utils.tensors import read_tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier read from a file, its masks, and the flags that it was made with."""
+
+    model: PromptedClassifier
+    masks: Masks
+    flags: Mapping[str, Any]
+    claimed: float | None = None  # the accuracy that the file itself states, percent
+    notes: tuple[str, ...] = ()
+
+
+def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -> dict[str, Any]:
+    """Clean and prompted accuracy, real sparsity and number of images of a checkpoint.
+
+    Flags that were typed win over those in the file. Raises VPNsError for a file that cannot be
+    had, read or understood, DataError for missing data.
+    """
+    source = config.run.evaluate
+    path = fetch(source)
+    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    entry = ZOO.get(source)
+    known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
+    checkpoint = read_checkpoint(path, known | chosen)
+    config = complete(replace_flags(Config(), dict(checkpoint.flags) | known | chosen))
+    model = checkpoint.model.to(device)
+    data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
+    classes = _outputs(model, config)
+    if classes != len(data.classes):
+        raise UsageError(
+            f"{path} tells {classes} classes apart, {config.data.dataset} has "
+            f"{len(data.classes)}: name its dataset with --dataset"
+        )
+    clean = evaluate(model, data.test)
+    prompted = None if model.prompt is None else evaluate(model, data.test, prompted=True)
+    kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
+    return {
+        "checkpoint": str(path),
+        "network": config.network.network,
+        "dataset": config.data.dataset,
+        "clean": round(clean.accuracy, 4),
+        "prompted": prompted and round(prompted.accuracy, 4),
+        "claimed": checkpoint.claimed,
+        "kept": kept,
+        "prunable": total,
+        "sparsity": round(1 - kept / total, 9),
+        "images": clean.seen,
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _outputs(model: PromptedClassifier, config: Config) -> int:
+    if model.label_map is not None:
+        return len(model.label_map)
+    return model.network.get_submodule(backbone(config.network.network).head).out_features
+
+
+def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
+    """A model file or state of ours, or a file of the authors, told apart by what it holds."""
+    tensors = read_tensors(path)
+    if path.suffix == ".safetensors":
+        return _read_model(tensors, read_meta(path))
+    if {"stage", "tensors", "config"} <= tensors.keys():
+        return _read_state(tensors)
+    return _read_authors(path, flags)
+
+
+def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+    head = len(tensors[f"{backbone(meta['network']).head}.weight"])
+    model = _classifier(meta["network"], head, meta["prompt"], Sizes(**meta["sizes"]))
+    restore(model, tensors, meta)
+    claimed = meta.get("result", {}).get("clean")
+    return Checkpoint(model, masks_of(tensors, meta), _known_flags(meta["config"]), claimed)
+
+
+def _read_state(state: Mapping[str, Any]) -> Checkpoint:
+    """A training state: the named tensors over the source weights, masked by the scores if any."""
+    flags = _known_flags(state["config"])
+    config = replace_flags(Config(), flags)
+    values = dict(state["tensors"])
+    scores, mapped = values.pop("scores", None), values.pop("label_map", None)
+    row = backbone(config.network.network)
+    key = f"network.{row.head}.weight"
+    head = len(values[key]) if key in values else None
+    source = "none" if scores is None else config.network.weights
+    network = build_network(config.network.network, source, head, config.run.seed)
+    model = PromptedClassifier(network, config.build_prompt(), row.mean, row.std)
+    model.load_state_dict(values, strict=False)
+    model.label_map = mapped
+    masks = {n: layer.weight != 0 for n, layer in prunable(network).items()}
+    if scores is not None:
+        keep = select_top(scores.abs(), state["density"])
+        parts = keep.split([mask.numel() for mask in masks.values()])
+        masks = {n: p.view(masks[n].shape) for n, p in zip(masks, parts, strict=True)}
+        apply_masks(network, masks)
+    return Checkpoint(model, masks, flags)
+
+
+def _read_authors(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
+    foreign = read_authors(path, flags.get("density"))
+    if "dataset" not in flags:
+        raise UsageError(f"{path} does not say its dataset: name it with --dataset")
+    shown = _prompt_flags(foreign.prompt)
+    config = complete(replace_flags(Config(), {"network": foreign.network} | shown))
+    model = _classifier(foreign.network, None, config.prompt.prompt_method, config.sizes)
+    model.network.load_state_dict(foreign.state_dict)
+    if model.prompt is not None:
+        with torch.no_grad():
+            model.prompt.program.copy_(foreign.prompt.program)
+    model.label_map = foreign.label_map
+    claimed = None if foreign.claimed_accuracy is None else 100 * foreign.claimed_accuracy
+    return Checkpoint(model, foreign.masks, {"network": foreign.network}, claimed, foreign.notes)
+
+
+def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:
+    """The flags that build an empty prompt of the same kind and size."""
+    if prompt is None:
+        return {"prompt_method": "none"}
+    size = {"pad": "pad_size", "fix": "mask_size", "expand": "input_size"}.get(prompt.kind)
+    known = {"prompt_method": prompt.kind, "output_size": prompt.program.shape[-1]}
+    return known | ({size: prompt.size} if size else {})
+
+
+def _classifier(name: str, head: int | None, kind: str, sizes: Sizes) -> PromptedClassifier:
+    row = backbone(name)
+    network = build_network(name, "none", head)
+    return PromptedClassifier(network, build_prompt(kind, sizes), row.mean, row.std)
+
+
+def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a file that this version has; lists come back as tuples."""
+    own = flatten(Config())
+    return {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in own}

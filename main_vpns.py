@@ -1,0 +1,353 @@
+"""VPNs: learn a visual prompt and a mask together, then fine-tune the sparse network with both.
+
+Reads like the paper's algorithm: data; then for each density a fresh network and prompt, the
+search, fine-tuning, evaluation. `--help` lists the flags.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import Data, load_data
+from evaluation import evaluate_checkpoint
+from models import PromptedClassifier, build_network
+from models.artifact import export, masks_of, restore
+from models.backbones import backbone
+from models.label_map import count_predictions, frequency_mapping, random_mapping
+from pruning import METHODS, Search
+from pruning.masks import (
+    MaskKeeper,
+    Masks,
+    apply_masks,
+    kept_count,
+    layer_densities,
+    pruned_count,
+    total_count,
+)
+from pruning.method import Trained, prompt_groups
+from pruning.stage import Group, Stage, evaluate, nothing, run_stage
+from settings import (
+    Config,
+    check_classes,
+    default_flags,
+    plan,
+    read_config,
+    shared_settings,
+)
+from utils.checkpoint import load_model
+from utils.config import flatten
+from utils.errors import Interrupted, VPNsError
+from utils.files import write_problem
+from utils.identity import (
+    config_hash,
+    identity,
+    model_flags,
+    nearest,
+    resumed_folder,
+    set_aside,
+)
+from utils.level import Level
+from utils.plots import draw_run
+from utils.runlog import Run, environment, open_run
+from utils.seed import pick_device
+from utils.shared import Shared
+from utils.signals import Stop
+
+
+def run(config: Config, stop: Stop) -> dict[str, Any]:
+    """Make every level of a run, or what is missing of it. Returns the RESULT values."""
+    folder = run_folder(config)
+    announce(config, folder)
+    with open_run(folder, flatten(config), stop) as log:
+        levels = open_levels(config, log)
+        rows = [level.result() for level in levels]
+        if None in rows:
+            device = choose_device(config)
+            data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
+            make_levels(config, levels, rows, data, device)
+        elif not log.was_done:
+            record(log)
+    return {
+        "run": str(folder),
+        "network": config.network.network,
+        "dataset": config.data.dataset,
+        "method": config.method.prune_method,
+        "seed": config.run.seed,
+        "rows": rows,
+    }
+
+
+def open_levels(config: Config, log: Run) -> list[Level]:
+    """The levels of the run; those of a chained method know the one before them."""
+    levels: list[Level] = []
+    for density in config.levels:
+        level = Level(log, density, config.run.seed, config.run.eval_every)
+        if METHODS[config.method.prune_method].chained and levels:
+            level.previous = levels[-1]
+        levels.append(level)
+    return levels
+
+
+def make_levels(
+    config: Config, levels: Sequence[Level], rows: list, data: Data, device: torch.device
+) -> None:
+    """Fill the gaps in `rows`, in place; results.csv and curves.png follow each level."""
+    for number, level in enumerate(levels):
+        if rows[number] is None:
+            rows[number] = make_level(config, level, data, device)
+            record(level.run)
+
+
+def record(log: Run) -> None:
+    """Bring results.csv and curves.png up to date with the finished levels."""
+    log.write_results()
+    draw_run(log.folder)
+
+
+def make_level(
+    config: Config, level: Level, data: Data, device: torch.device
+) -> dict[str, Any]:
+    """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
+    model = build_model(config, len(data.classes), device)
+    masks, before = find_or_load_masks(config, level, data, model)
+    if METHODS[config.method.prune_method].finetunes:
+        run_stage(model, finetuning(config, model, masks, data, level), data, level)
+    clean = evaluate(model, data.test)
+    prompted = evaluate(model, data.test, prompted=True) if any(config.prompted) else None
+    row = results_row(level, masks) | before
+    row |= {"clean": percent(clean), "prompted": prompted and percent(prompted)}
+    save_level(config, level, model, masks, row)
+    return row
+
+
+def build_model(config: Config, classes: int, device: torch.device) -> PromptedClassifier:
+    """The pre-trained network with a fresh prompt; a head of its own when nothing is mapped."""
+    mapping = config.method.label_mapping_mode
+    row = backbone(config.network.network)
+    own_head = classes if mapping == "none" else None
+    network = build_network(
+        config.network.network, config.network.weights, own_head, config.run.seed
+    )
+    check_classes(network.get_submodule(row.head).out_features, classes, mapping)
+    return PromptedClassifier(network, config.build_prompt(), row.mean, row.std).to(device)
+
+
+def find_or_load_masks(
+    config: Config, level: Level, data: Data, model: PromptedClassifier
+) -> tuple[Masks, dict[str, Any]]:
+    """The masks of the search and its accuracies; a search that has ended is read back."""
+    remap = label_mapping(config, level, data, model)
+    searched = level.searched()
+    if searched is not None:
+        tensors, meta = searched
+        restore(model, tensors, meta)
+        level.begin("finetune", **meta["progress"])
+        return masks_of(tensors, meta), meta["accuracies"]
+    level.begin("search")
+    remap()
+    before = percent(evaluate(model, data.test))
+    shared = Shared(
+        level.run.folder.parents[1] / "shared", shared_settings(config, data.fingerprint), level
+    )
+    masks = METHODS[config.method.prune_method].find_masks(
+        Search(
+            model,
+            data,
+            level.density,
+            config.method.epochs,
+            views=config.views[0],
+            weight_optim=config.optim("weight"),
+            score_optim=config.optim("score"),
+            prompt_optim=config.optim("score_vp"),
+            log=level,
+            remap=remap,
+            before_epoch=remap if config.method.label_mapping_mode == "ilm" else nothing,
+            previous=lambda: trained_level(level.previous),
+            once=shared.once,
+        )
+    )
+    apply_masks(model.network, masks)
+    level.note_layers(layer_densities(masks))
+    accuracies = {"before": before, "after_search": percent(evaluate(model, data.test))}
+    tensors, meta = export(model, masks)
+    level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
+    return masks, accuracies
+
+
+def trained_level(level: Level | None) -> Trained | None:
+    """The finished level that a chained method goes on from; None at the first."""
+    if level is None:
+        return None
+    tensors, meta = load_model(level.model_path)
+    masks = masks_of(tensors, meta)
+    return Trained(level.density, masks, {name: tensors[f"{name}.weight"] for name in masks})
+
+
+def label_mapping(
+    config: Config, level: Level, data: Data, model: PromptedClassifier
+) -> Callable[[], None]:
+    """A function that maps the labels with the model as it is when called (paper, FLM)."""
+    mode, classes = config.method.label_mapping_mode, len(data.classes)
+
+    def remap() -> None:
+        if mode == "none":
+            return
+        if mode == "rlm":
+            head = backbone(config.network.network).head
+            sources = model.network.get_submodule(head).out_features
+            mapping = random_mapping(sources, classes, *level.key)
+        else:
+            batches = data.clean.batches(*level.key, "mapping")
+            counts = count_predictions(model, batches, classes, any(config.prompted))
+            mapping = frequency_mapping(counts)
+        model.label_map = mapping.to(model.mean.device)
+
+    return remap
+
+
+def finetuning(
+    config: Config, model: PromptedClassifier, masks: Masks, data: Data, level: Level
+) -> Stage:
+    """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
+    iterative = config.method.label_mapping_mode == "ilm"
+    views = config.views[1]
+    weights = Group(tuple(model.network.parameters()), config.optim("weight"))
+    return Stage(
+        name="finetune",
+        epochs=config.method.epochs,
+        groups=(weights, *prompt_groups(model.prompt, views, config.optim("weight_vp"))),
+        views=views,
+        keep_best=True,
+        before_epoch=label_mapping(config, level, data, model) if iterative else nothing,
+        after_step=MaskKeeper(model.network, masks),
+    )
+
+
+def percent(counts: Any) -> float:
+    """Accuracy in percent, to four decimals."""
+    return round(counts.accuracy, 4)
+
+
+def results_row(level: Level, masks: Masks) -> dict[str, Any]:
+    """The counts of a level. Raises VPNsError when the mask is not what was asked for."""
+    total, kept = total_count(masks), kept_count(masks)
+    asked = total - pruned_count(total, level.density)
+    if kept != asked:
+        raise VPNsError(f"the mask keeps {kept} of {total} weights instead of {asked}: a bug")
+    return {
+        "density": level.density,
+        "real_density": round(kept / total, 9),
+        "kept": kept,
+        "prunable": total,
+        "passes": round(level.passes, 4),
+    }
+
+
+def describe(config: Config, level: Level) -> dict[str, Any]:
+    """What a model file says of itself beside its tensors."""
+    return {
+        "network": config.network.network,
+        "dataset": config.data.dataset,
+        "density": level.density,
+        "sizes": vars(config.sizes),
+        "prompt": config.prompt.prompt_method,
+        "config": model_flags(flatten(config)),
+        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
+    }
+
+
+def save_level(
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
+) -> None:
+    """Write model.safetensors, which also ends the level."""
+    tensors, meta = export(model, masks)
+    level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
+    prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
+    level.run.say(
+        f"density {level.density:g}: {row['kept']:,} of {row['prunable']:,} weights kept, "
+        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
+    )
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device of --device or --gpu; a GPU that is not there means the CPU, and a note."""
+    name = config.run.device
+    if config.run.gpu is not None and name == "auto":
+        if torch.cuda.is_available():
+            name = f"cuda:{config.run.gpu}"
+        else:
+            print(f"note: --gpu {config.run.gpu}: no GPU here, running on the CPU")
+    try:
+        return pick_device(name)
+    except ValueError as error:
+        raise VPNsError(str(error)) from error
+
+
+def run_folder(config: Config) -> Path:
+    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names."""
+    flags = flatten(config)
+    if config.run.resume not in ("auto", "none"):
+        return resumed_folder(config.run.resume, flags)
+    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
+    chosen = identity(flags, default_flags(config))
+    if METHODS[config.method.prune_method].chained:
+        chosen["density_list"] = config.levels
+    digest = config_hash(chosen)
+    parent = Path(config.run.save_dir, config.run.experiment_name, name)
+    return parent / f"seed{config.run.seed}-{digest}"
+
+
+def announce(config: Config, folder: Path) -> None:
+    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
+    if config.ignored:
+        only = ", ".join(f"{density:g}" for density in config.ignored)
+        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
+    if config.run.resume == "none" and (aside := set_aside(folder)):
+        print(f"note: the earlier run is now {aside}")
+    if not folder.exists() and (line := nearest(folder, flatten(config))):
+        print(f"note: {line}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        config, typed = read_config(argv)
+        if config.run.dry_run:
+            print(json.dumps(plan(config) | {"run": str(run_folder(config))}, indent=2))
+            return 0
+        stop = Stop()
+        stop.install()
+        if config.run.evaluate:
+            result = evaluate_checkpoint(config, typed, choose_device(config))
+        else:
+            result = run(config, stop)
+        print("RESULT " + json.dumps(result))
+        return 0
+    except (Exception, Interrupted) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, VPNsError | Interrupted):
+        return text
+    if isinstance(error, OSError):
+        return write_problem(Path(error.filename or os.getcwd()), error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory, lower --batch_size or --cache_gb: {text}"
+    return f"{type(error).__name__}: {text[:300]} (this is a bug: run with --debug and report it)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,298 @@
+"""Every flag of the program, completed from the registries, checked, and shown as a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data import SPECS, DataConfig
+from models import MAPPINGS, NETWORKS, NetworkConfig
+from models.backbones import backbone
+from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt
+from pruning import METHODS, PRUNE_MODES
+from pruning.masks import prunable, pruned_count
+from pruning.method import stage_views
+from utils.config import flag, flatten, nested, number, parse_flags, replace_flags, word
+from utils.errors import UsageError
+from utils.identity import NOT_IDENTITY
+from utils.optim import Optim, OptimConfig, ScheduleConfig
+
+DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
+
+Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
+density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
+
+
+def parse_densities(text: str) -> tuple[float, ...]:
+    """`1,0.6,0.5` to densities in (0, 1]; a repeated one is taken once."""
+    parts = [part for part in text.strip("[]() ").split(",") if part.strip()]
+    if not parts:
+        raise ValueError("no density given: write for example 1,0.6,0.5")
+    densities = tuple(dict.fromkeys(number(float, 0, 1)(part) for part in parts))
+    for density in densities:
+        if 1 - density == 1:  # 0, or so small that it vanishes beside 1
+            raise ValueError(f"density {density:g} keeps no weight: densities lie in (0, 1]")
+    return densities
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Flags of the run as a whole."""
+
+    save_dir: str = flag("result", "folder for all results", group="run")
+    experiment_name: str = flag("vpns", "folder of the experiment in it", group="run")
+    seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1), group="run")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run")
+    gpu: int | None = flag(
+        None, "number of the GPU, as in --device cuda:N", parse=number(int, 0), group="run"
+    )
+    resume: str = flag(
+        "auto",
+        "auto continues the run with the same settings; none starts afresh and keeps the old "
+        "folder under another name; or the path of a run folder",
+        parse=word,
+        group="run",
+    )
+    keep_states: bool = flag(False, "keep the training states of finished levels", group="run")
+    eval_every: int = flag(
+        1,
+        "epochs between measurements on the test images, for the curves only; 0 for none",
+        parse=number(int, 0),
+        group="run",
+    )
+    print_freq: int = flag(
+        200, "batches between lines when the output is no terminal", parse=number(int, 1),
+        group="run",
+    )  # fmt: skip
+    dry_run: bool = flag(False, "print the resolved plan as JSON and stop", group="run")
+    debug: bool = flag(False, "show the traceback of an error", group="run")
+    evaluate: str | None = flag(
+        None,
+        "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
+        "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
+        group="evaluation",
+    )
+    density: float | None = flag(
+        None,
+        "density of an authors' checkpoint (default: inferred)",
+        parse=number(float, 0, 1),
+        group="evaluation",
+    )
+
+
+DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Flags of the method."""
+
+    prune_method: str = flag("vpns", "pruning method", choices=tuple(METHODS), group="method")
+    prune_mode: str | None = flag(
+        None,
+        "which stages see the prompt: search_finetuning, +vp where it does (default: the method's)",
+        choices=tuple(PRUNE_MODES),
+        group="method",
+    )
+    density_list: tuple[float, ...] = flag(
+        DENSITIES,
+        "densities, each an independent level; a leading 1 is skipped",
+        parse=parse_densities,
+        group="method",
+    )
+    epochs: int = flag(
+        30, "epochs of every training phase: search, fine-tuning, dense", parse=number(int, 0),
+        group="method",
+    )  # fmt: skip
+    label_mapping_mode: str = flag(
+        "flm",
+        "how source classes become target classes: by frequency, anew each epoch, at random; "
+        "none gives the network a head of its own",
+        choices=MAPPINGS,
+        group="method",
+    )
+
+
+SGD, ADAM = OptimConfig(), OptimConfig(optimizer="adam", lr=1e-4)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All flags. Only the entry script sees the whole."""
+
+    run: RunConfig = nested("", RunConfig(), "run")
+    network: NetworkConfig = nested("", NetworkConfig(), "network")
+    data: DataConfig = nested("", DataConfig(), "data")
+    prompt: PromptConfig = nested("", PromptConfig(), "prompt")
+    method: PruneConfig = nested("", PruneConfig(), "method")
+    weight: OptimConfig = nested("weight_", SGD, "weights, in fine-tuning")
+    weight_vp: OptimConfig = nested("weight_vp_", SGD, "prompt, in fine-tuning")
+    score: OptimConfig = nested("score_", ADAM, "scores, in the search")
+    score_vp: OptimConfig = nested("score_vp_", ADAM, "prompt, in the search")
+    schedule: ScheduleConfig = nested("", ScheduleConfig(), "optimizers")
+
+    def optim(self, name: str) -> Optim:
+        """The optimizer settings of weight, weight_vp, score or score_vp."""
+        return Optim(getattr(self, name), self.schedule)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Image, canvas and prompt sizes of a completed config, in pixels."""
+        prompt = self.prompt
+        return Sizes(
+            self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size
+        )
+
+    @property
+    def prompted(self) -> tuple[bool, bool]:
+        """Whether the search and fine-tuning see the prompt."""
+        if self.prompt.prompt_method == "none":
+            return (False, False)
+        return PRUNE_MODES[self.method.prune_mode]
+
+    @property
+    def views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The views of the search and of fine-tuning."""
+        search, finetune = (stage_views(here, any(self.prompted)) for here in self.prompted)
+        return search, finetune
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The densities to make."""
+        only = METHODS[self.method.prune_method].only_density
+        if only is not None:
+            return (only,)
+        listed = self.method.density_list
+        return listed[1:] if listed[0] == 1 and len(listed) > 1 else listed
+
+    @property
+    def ignored(self) -> tuple[float, ...]:
+        """The densities that were asked for and that the method does not make."""
+        listed = self.method.density_list
+        if METHODS[self.method.prune_method].only_density is None or listed == DENSITIES:
+            return ()
+        return tuple(density for density in listed if density not in self.levels)
+
+    def build_prompt(self) -> VisualPrompt | None:
+        """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
+        try:
+            return build_prompt(self.prompt.prompt_method, self.sizes)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
+    """Parse the flags, complete them and check that they fit one another.
+
+    Returns the config and the names of the flags that were typed. Raises UsageError with the
+    reason.
+    """
+    parsed, typed = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
+    config = complete(parsed)
+    check(config)
+    return config, typed
+
+
+def check(config: Config) -> None:
+    """Raises UsageError when the settings do not fit one another."""
+    if METHODS[config.method.prune_method].chained:
+        check_falling(config)
+    config.build_prompt()
+    row, spec = backbone(config.network.network), SPECS[config.data.dataset]
+    weights, classes = config.network.weights, spec.classes
+    if weights not in row.named and weights in {n for o in NETWORKS.values() for n in o.named}:
+        names = ", ".join((*row.named, "none"))
+        raise UsageError(f"{config.network.network} has no weights {weights!r}: {names} or a file")
+    if classes and (weights in row.named or weights == "none"):
+        check_classes(row.source_classes, classes, config.method.label_mapping_mode)
+
+
+def check_falling(config: Config) -> None:
+    """Raises UsageError unless each density of a chained method is below the one before."""
+    levels = config.levels
+    if any(after >= before for before, after in zip(levels, levels[1:], strict=False)):
+        raise UsageError(
+            f"{config.method.prune_method} goes from each density to the next: "
+            "list them from the highest to the lowest"
+        )
+
+
+def check_classes(sources: int, classes: int, mapping: str) -> None:
+    """Raises UsageError when a mapping would need more source classes than there are."""
+    if mapping != "none" and classes > sources:
+        raise UsageError(
+            f"{classes} target classes cannot be mapped to {sources} source classes: "
+            "use --label_mapping_mode none for a head of its own"
+        )
+
+
+def complete(config: Config) -> Config:
+    """Fill what was left open from the rows of the network, the dataset and the method."""
+    row = backbone(config.network.network)
+    output = config.prompt.output_size or row.output_size
+    rows = {
+        "weights": row.weights,
+        "output_size": output,
+        "input_size": min(row.input_size, output),
+        "pad_size": row.pad_size,
+        "mask_size": max(1, round(output * 115 / 224)),
+        "batch_size": SPECS[config.data.dataset].batch_size,
+        "prune_mode": METHODS[config.method.prune_method].prune_mode,
+    }
+    flags = flatten(config)
+    return replace_flags(config, {n: v for n, v in rows.items() if flags[n] is None})
+
+
+def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
+    """What a training phase of the weights in the search depends on, whatever the method."""
+    own = ["prune_method", "prune_mode"]
+    own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
+    flags = {n: v for n, v in flatten(config).items() if n not in (*own, *NOT_IDENTITY)}
+    if not config.prompted[0]:
+        unused = ("prompt_method", "output_size", "pad_size", "mask_size")
+        flags = {n: v for n, v in flags.items() if n not in unused}
+    else:
+        flags |= {"score_vp": vars(config.score_vp)}
+    return flags | {"seed": config.run.seed, "views": config.views[0], "data": fingerprint}
+
+
+def default_flags(config: Config) -> dict[str, Any]:
+    """The completed defaults for the same network, dataset and method."""
+    flags = flatten(config)
+    same = {name: flags[name] for name in ("network", "dataset", "prune_method")}
+    # These three count as chosen, so that they are part of what makes a run itself.
+    return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
+    with torch.device("meta"):
+        network = backbone(config.network.network).build(_head(config))
+    total = sum(layer.weight.numel() for layer in prunable(network).values())
+    levels = [
+        {"density": d, "sparsity": round(1 - d, 12), "kept": total - pruned_count(total, d)}
+        for d in config.levels
+    ]
+    search, finetune = config.views
+    method = METHODS[config.method.prune_method]
+    epochs = config.method.epochs
+    passes = {
+        "search": 0 if method.only_density else epochs * len(search),
+        "finetune": epochs * len(finetune) if method.finetunes else 0,
+    }
+    prompt = config.build_prompt()
+    return {
+        "config": flatten(config),
+        "levels": levels,
+        "prunable": total,
+        "passes_per_level": passes,
+        "classes": SPECS[config.data.dataset].classes,
+        "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
+    }
+
+
+def _head(config: Config) -> int:
+    row = backbone(config.network.network)
+    own_head = config.method.label_mapping_mode == "none"
+    return (SPECS[config.data.dataset].classes if own_head else None) or row.source_classes
