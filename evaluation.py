@@ -105,9 +105,8 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     values = dict(state["tensors"])
     scores, mapped = values.pop("scores", None), values.pop("label_map", None)
     row = backbone(config.network.network)
-    key = f"network.{row.head}.weight"
-    head = len(values[key]) if key in values else None
     source = "none" if scores is None else config.network.weights
+    head = _state_head(config, values, scores)
     network = build_network(config.network.network, source, head, config.run.seed)
     model = PromptedClassifier(network, config.build_prompt(), row.mean, row.std)
     model.load_state_dict(values, strict=False)
@@ -119,6 +118,22 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
         masks = {n: p.view(masks[n].shape) for n, p in zip(masks, parts, strict=True)}
         apply_masks(network, masks)
     return Checkpoint(model, masks, flags)
+
+
+def _state_head(
+    config: Config, values: Mapping[str, Tensor], scores: Tensor | None
+) -> int | None:
+    """The outputs of the network in a state; None for the source head."""
+    row = backbone(config.network.network)
+    if scores is None:
+        return len(values[f"network.{row.head}.weight"])
+    if config.method.label_mapping_mode != "none":
+        return None
+    # A search state has scores instead of weights: what one output would need, and the rest.
+    with torch.device("meta"):
+        layers = prunable(row.build(1))
+    one = sum(layer.weight.numel() for layer in layers.values())
+    return 1 + (scores.numel() - one) // layers[row.head].weight.numel()
 
 
 def _read_authors(path: Path, flags: Mapping[str, Any]) -> Checkpoint:

@@ -20,18 +20,20 @@ from models import PromptedClassifier, build_network
 from models.artifact import export, masks_of, restore
 from models.backbones import backbone
 from models.label_map import count_predictions, frequency_mapping, random_mapping
+from models.mask_file import read_mask_file, start_from
 from pruning import METHODS, Search
 from pruning.masks import (
     MaskKeeper,
     Masks,
     apply_masks,
+    density_of,
     kept_count,
     layer_densities,
     pruned_count,
     total_count,
 )
 from pruning.method import Trained, prompt_groups
-from pruning.stage import Group, Stage, evaluate, nothing, run_stage
+from pruning.stage import PROMPTED, Group, Stage, evaluate, nothing, run_stage
 from settings import (
     Config,
     check_classes,
@@ -42,8 +44,8 @@ from settings import (
 )
 from utils.checkpoint import load_model
 from utils.config import flatten
-from utils.errors import Interrupted, VPNsError
-from utils.files import write_problem
+from utils.errors import UsageError, Interrupted, VPNsError
+from utils.files import sha256_file, write_problem
 from utils.identity import (
     config_hash,
     identity,
@@ -54,7 +56,7 @@ from utils.identity import (
 )
 from utils.level import Level
 from utils.plots import draw_run
-from utils.runlog import Run, environment, open_run
+from utils.runlog import COLUMNS, Run, environment, open_run
 from utils.seed import pick_device
 from utils.shared import Shared
 from utils.signals import Stop
@@ -79,7 +81,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         "dataset": config.data.dataset,
         "method": config.method.prune_method,
         "seed": config.run.seed,
-        "rows": rows,
+        "rows": [{column: row[column] for column in COLUMNS} for row in rows],
     }
 
 
@@ -116,10 +118,12 @@ def make_level(
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
     model = build_model(config, len(data.classes), device)
     masks, before = find_or_load_masks(config, level, data, model)
-    if METHODS[config.method.prune_method].finetunes:
+    if config.finetunes:
         run_stage(model, finetuning(config, model, masks, data, level), data, level)
+    if config.method.post_prompt != "none":
+        run_stage(model, post_prompting(config, model, data), data, level)
     clean = evaluate(model, data.test)
-    prompted = evaluate(model, data.test, prompted=True) if any(config.prompted) else None
+    prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
     row = results_row(level, masks) | before
     row |= {"clean": percent(clean), "prompted": prompted and percent(prompted)}
     save_level(config, level, model, masks, row)
@@ -142,7 +146,7 @@ def find_or_load_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier
 ) -> tuple[Masks, dict[str, Any]]:
     """The masks of the search and its accuracies; a search that has ended is read back."""
-    remap = label_mapping(config, level, data, model)
+    remap = label_mapping(config, data, model)
     searched = level.searched()
     if searched is not None:
         tensors, meta = searched
@@ -155,7 +159,8 @@ def find_or_load_masks(
     shared = Shared(
         level.run.folder.parents[1] / "shared", shared_settings(config, data.fingerprint), level
     )
-    masks = METHODS[config.method.prune_method].find_masks(
+    find_masks = given_masks(config) or METHODS[config.method.prune_method].find_masks
+    masks = find_masks(
         Search(
             model,
             data,
@@ -167,7 +172,7 @@ def find_or_load_masks(
             prompt_optim=config.optim("score_vp"),
             log=level,
             remap=remap,
-            before_epoch=remap if config.method.label_mapping_mode == "ilm" else nothing,
+            before_epoch=remap if config.maps_each_epoch else nothing,
             previous=lambda: trained_level(level.previous),
             once=shared.once,
         )
@@ -190,9 +195,13 @@ def trained_level(level: Level | None) -> Trained | None:
 
 
 def label_mapping(
-    config: Config, level: Level, data: Data, model: PromptedClassifier
+    config: Config, data: Data, model: PromptedClassifier
 ) -> Callable[[], None]:
-    """A function that maps the labels with the model as it is when called (paper, FLM)."""
+    """A function that maps the labels with the model as it is when called (paper, FLM).
+
+    Its draws depend on the seed alone, so that what a dense network gives is the same for all
+    densities.
+    """
     mode, classes = config.method.label_mapping_mode, len(data.classes)
 
     def remap() -> None:
@@ -201,10 +210,10 @@ def label_mapping(
         if mode == "rlm":
             head = backbone(config.network.network).head
             sources = model.network.get_submodule(head).out_features
-            mapping = random_mapping(sources, classes, *level.key)
+            mapping = random_mapping(sources, classes, config.run.seed)
         else:
-            batches = data.clean.batches(*level.key, "mapping")
-            counts = count_predictions(model, batches, classes, any(config.prompted))
+            batches = data.clean.batches(config.run.seed, "mapping")
+            counts = count_predictions(model, batches, classes, config.maps_with_prompt)
             mapping = frequency_mapping(counts)
         model.label_map = mapping.to(model.mean.device)
 
@@ -215,7 +224,6 @@ def finetuning(
     config: Config, model: PromptedClassifier, masks: Masks, data: Data, level: Level
 ) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
-    iterative = config.method.label_mapping_mode == "ilm"
     views = config.views[1]
     weights = Group(tuple(model.network.parameters()), config.optim("weight"))
     return Stage(
@@ -224,9 +232,57 @@ def finetuning(
         groups=(weights, *prompt_groups(model.prompt, views, config.optim("weight_vp"))),
         views=views,
         keep_best=True,
-        before_epoch=label_mapping(config, level, data, model) if iterative else nothing,
+        before_epoch=label_mapping(config, data, model) if config.maps_each_epoch else nothing,
         after_step=MaskKeeper(model.network, masks),
     )
+
+
+def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Stage:
+    """A fresh prompt alone is trained for the finished network (paper, post-pruning prompt).
+
+    BatchNorm stays in eval mode and the weights are frozen. Without fine-tuning the labels are
+    mapped anew before each epoch. Changes the model: its prompt starts afresh.
+    """
+    with torch.no_grad():
+        model.prompt.program.zero_()
+    renewed = config.method.post_prompt == "zeroshot"
+    return Stage(
+        name="post_prompt",
+        epochs=config.method.epochs,
+        groups=prompt_groups(model.prompt, (PROMPTED,), config.optim("weight_vp")),
+        views=(PROMPTED,),
+        frozen_statistics=True,
+        before_epoch=label_mapping(config, data, model) if renewed else nothing,
+    )
+
+
+def given_masks(config: Config) -> Callable[[Search], Masks] | None:
+    """A search that takes the masks of a file, and with --init_from all else; None without one."""
+    method = config.method
+    source = method.init_mask or method.init_from
+    if source is None:
+        return None
+    file = read_mask_file(Path(source), config.levels[0] if len(config.levels) == 1 else None)
+
+    def find_masks(search: Search) -> Masks:
+        kept, total = kept_count(file.masks), total_count(file.masks)
+        if total - pruned_count(total, search.density) != kept:
+            raise UsageError(
+                f"{source} keeps {kept} of {total} weights, which is not density "
+                f"{search.density:g}: ask for --density_list {density_of(kept, total)!r}"
+            )
+        if method.init_from is not None:
+            path = Path(method.init_from or source)
+            start_from(search.model, read_mask_file(path, search.density), path)
+        masks = {name: mask.to(search.model.mean.device) for name, mask in file.masks.items()}
+        try:
+            apply_masks(search.model.network, masks)
+        except ValueError as error:
+            raise VPNsError(f"{source}: {error}") from error
+        search.remap()
+        return masks
+
+    return find_masks
 
 
 def percent(counts: Any) -> float:
@@ -298,9 +354,19 @@ def run_folder(config: Config) -> Path:
     chosen = identity(flags, default_flags(config))
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
+    for source in ("init_mask", "init_from"):
+        if chosen.get(source):
+            chosen[source] = content_of(Path(chosen[source]))
     digest = config_hash(chosen)
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
     return parent / f"seed{config.run.seed}-{digest}"
+
+
+def content_of(path: Path) -> str:
+    """SHA-256 of a file that is a setting: its content counts, not its name."""
+    if not path.is_file():
+        raise VPNsError(f"{path} does not exist")
+    return sha256_file(path)
 
 
 def announce(config: Config, folder: Path) -> None:
@@ -320,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, typed = read_config(argv)
         if config.run.dry_run:
-            print(json.dumps(plan(config) | {"run": str(run_folder(config))}, indent=2))
+            print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
             return 0
         stop = Stop()
         stop.install()

@@ -9,6 +9,7 @@ import torch
 from data import SPECS, DataConfig
 from models import MAPPINGS, NETWORKS, NetworkConfig
 from models.backbones import backbone
+from presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.masks import prunable, pruned_count
@@ -88,7 +89,7 @@ DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 class PruneConfig:
     """Flags of the method."""
 
-    prune_method: str = flag("vpns", "pruning method", choices=tuple(METHODS), group="method")
+    prune_method: str = flag("vpns", "pruning method", choices=METHODS, group="method")
     prune_mode: str | None = flag(
         None,
         "which stages see the prompt: search_finetuning, +vp where it does (default: the method's)",
@@ -110,6 +111,32 @@ class PruneConfig:
         "how source classes become target classes: by frequency, anew each epoch, at random; "
         "none gives the network a head of its own",
         choices=MAPPINGS,
+        group="method",
+    )
+    preset: str = flag(
+        "none",
+        "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from the paper's "
+        "runs for this network, dataset and method; typed flags win",
+        choices=("none", "paper"),
+        group="method",
+    )
+    init_mask: str | None = flag(
+        None,
+        "file to take the mask from instead of searching: a model file of ours, or tensors with "
+        "weight_mask or popup_scores keys",
+        group="method",
+    )
+    init_from: str | None = flag(
+        None,
+        "file to take mask, weights, BatchNorm and prompt from; without a value, the file of "
+        "--init_mask",
+        bare="",
+        group="method",
+    )
+    post_prompt: str = flag(
+        "none",
+        "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, finetuned after it",
+        choices=("none", "zeroshot", "finetuned"),
         group="method",
     )
 
@@ -158,6 +185,27 @@ class Config:
         return search, finetune
 
     @property
+    def maps_with_prompt(self) -> bool:
+        """Whether labels are mapped behind the prompt: when the network is used that way."""
+        return any(self.prompted) or self.method.post_prompt == "zeroshot"
+
+    @property
+    def maps_each_epoch(self) -> bool:
+        """Whether the mapping of search and fine-tuning is renewed before every epoch."""
+        return self.method.label_mapping_mode == "ilm"
+
+    @property
+    def ends_prompted(self) -> bool:
+        """Whether the finished network has a prompt of its own to be measured with."""
+        return any(self.prompted) or self.method.post_prompt != "none"
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the weights are trained after the search."""
+        method = METHODS[self.method.prune_method]
+        return method.finetunes and self.method.post_prompt != "zeroshot"
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The densities to make."""
         only = METHODS[self.method.prune_method].only_density
@@ -189,15 +237,43 @@ def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
     reason.
     """
     parsed, typed = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
-    config = complete(parsed)
+    config = complete(replace_flags(parsed, preset_values(parsed, typed)))
     check(config)
     return config, typed
+
+
+def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
+    """What the chosen preset sets; typed flags stay."""
+    if config.method.preset == "none":
+        return {}
+    prompted = any(complete(config).prompted)
+    names = (config.network.network, config.data.dataset, config.method.prune_method)
+    values = paper_preset(*names, prompted)
+    return {name: value for name, value in values.items() if name not in typed}
+
+
+def origins(config: Config, typed: set[str]) -> dict[str, str]:
+    """Where each value came from: typed, preset, registry (network, dataset, method), default."""
+    preset, open_flags = preset_values(config, typed), flatten(Config())
+    found = {}
+    for name, value in flatten(config).items():
+        filled = open_flags[name] is None and value is not None
+        found[name] = "registry" if filled else "default"
+        if name in preset:
+            found[name] = "preset"
+        if name in typed:
+            found[name] = "typed"
+    return found
 
 
 def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
     if METHODS[config.method.prune_method].chained:
         check_falling(config)
+    if config.method.post_prompt != "none" and config.prompt.prompt_method == "none":
+        raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
+    if config.method.init_from == "" and config.method.init_mask is None:
+        raise UsageError("--init_from needs a file: --init_from PATH")
     config.build_prompt()
     row, spec = backbone(config.network.network), SPECS[config.data.dataset]
     weights, classes = config.network.weights, spec.classes
@@ -245,16 +321,23 @@ def complete(config: Config) -> Config:
 
 
 def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
-    """What a training phase of the weights in the search depends on, whatever the method."""
-    own = ["prune_method", "prune_mode"]
+    """What a training phase of the weights in the search depends on, whatever the method.
+
+    Beside the model that it starts from and its first label mapping.
+    """
+    own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
     own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
+    prompted, remapped = config.prompted[0], config.maps_each_epoch and config.maps_with_prompt
+    if not (prompted or remapped):
+        own += ["prompt_method", "output_size", "pad_size", "mask_size"]
     flags = {n: v for n, v in flatten(config).items() if n not in (*own, *NOT_IDENTITY)}
-    if not config.prompted[0]:
-        unused = ("prompt_method", "output_size", "pad_size", "mask_size")
-        flags = {n: v for n, v in flags.items() if n not in unused}
-    else:
-        flags |= {"score_vp": vars(config.score_vp)}
-    return flags | {"seed": config.run.seed, "views": config.views[0], "data": fingerprint}
+    return flags | {
+        "seed": config.run.seed,
+        "views": config.views[0],
+        "data": fingerprint,
+        "score_vp": vars(config.score_vp) if prompted else None,
+        "remapped_with_prompt": remapped,
+    }
 
 
 def default_flags(config: Config) -> dict[str, Any]:
@@ -265,30 +348,36 @@ def default_flags(config: Config) -> dict[str, Any]:
     return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, typed: set[str]) -> dict[str, Any]:
     """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
     with torch.device("meta"):
         network = backbone(config.network.network).build(_head(config))
     total = sum(layer.weight.numel() for layer in prunable(network).values())
-    levels = [
-        {"density": d, "sparsity": round(1 - d, 12), "kept": total - pruned_count(total, d)}
-        for d in config.levels
-    ]
-    search, finetune = config.views
-    method = METHODS[config.method.prune_method]
-    epochs = config.method.epochs
-    passes = {
-        "search": 0 if method.only_density else epochs * len(search),
-        "finetune": epochs * len(finetune) if method.finetunes else 0,
-    }
+    levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     prompt = config.build_prompt()
     return {
         "config": flatten(config),
+        "origins": origins(config, typed),
         "levels": levels,
         "prunable": total,
-        "passes_per_level": passes,
+        "passes": sum(level["passes"] for level in levels),
         "classes": SPECS[config.data.dataset].classes,
         "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
+    }
+
+
+def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
+    """One density: counts, and the passes over the training set that the method is given."""
+    density, method = config.levels[number], METHODS[config.method.prune_method]
+    epochs, (search, finetune) = config.method.epochs, config.views
+    before = config.levels[number - 1] if method.chained and number else 1.0
+    passes = method.search_passes(epochs, len(search), before, density)
+    passes += epochs * len(finetune) if config.finetunes else 0
+    return {
+        "density": density,
+        "sparsity": round(1 - density, 12),
+        "kept": total - pruned_count(total, density),
+        "passes": passes + (epochs if config.method.post_prompt != "none" else 0),
     }
 
 

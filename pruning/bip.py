@@ -7,7 +7,8 @@ in both:
     dL/dm = (theta - (1 / gamma) m * dL/dz) * dL/dz,    dL/ds = dL/dm * sign(s)
 
 The authors' code, like the original's, multiplies each score's gradient with itself where the
-formula has the weight's, which at 1e-4 changes nothing that can be seen.
+formula has the weight's, which at 1e-4 changes nothing that can be seen, and spends a third pass
+an iteration on the same gradients.
 """
 
 import torch
@@ -31,7 +32,11 @@ class BilevelScores(LearnedScores):
 
     @torch.no_grad()
     def take_gradients(self, half: int = LOWER) -> None:
-        """The weights' gradient in the lower step, the scores' implicit one in the upper."""
+        """The weights' gradient in the lower step, the scores' implicit one in the upper.
+
+        The implicit one is exact when the loss is linear in the masked weight z = m * theta and
+        theta solves the lower problem, min L(z) + gamma / 2 |theta|^2.
+        """
         effective = torch.cat([layer.weight.grad.flatten() for layer in self.layers.values()])
         if half == LOWER:
             self.theta.grad = effective * self.keep
@@ -65,7 +70,13 @@ def find_masks(search: Search) -> Masks:
         after_step=learned.refresh,
     )
     run_stage(search.model, stage, search.data, search.log)
+    learned.release()
     return learned.masks()
 
 
-BIP = Method(find_masks, finetunes=False)
+def search_passes(epochs: int, updates: int, before: float, density: float) -> int:
+    """A lower and an upper pass an epoch, prompted or not."""
+    return 2 * epochs
+
+
+BIP = Method(find_masks, finetunes=False, search_passes=search_passes)

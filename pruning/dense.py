@@ -1,10 +1,10 @@
 """The dense network: the reference of every curve, and the start of OMP and LTH."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.masks import Masks, Scores, all_kept, prunable
-from pruning.method import Method, Search, Tensors
+from pruning.method import Method, Search, Tensors, no_phase
 from pruning.stage import Group, Stage, run_stage
 
 
@@ -14,40 +14,18 @@ def find_masks(search: Search) -> Masks:
     return all_kept(search.model.network)
 
 
-def copy_of(module: nn.Module) -> Tensors:
-    """A copy of a state dict."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+def dense_phase(search: Search) -> Scores:
+    """The prunable weights of the densely trained network, by layer name.
 
-
-def trained_weights(search: Search, name: str, masks: Masks, stage: Stage) -> Scores:
-    """The prunable weights that `stage` would train, by layer name.
-
-    The network is rewound to where it was (weights and BatchNorm); a prompt that took part stays
-    tuned, as in the authors' runs. The training is done once for all densities and methods.
+    The network is rewound to where it was, weights and BatchNorm. A prompt that took part stays
+    tuned: every mask that comes from this phase starts with it, as in the authors' runs.
     """
-    model, start = search.model, copy_of(search.model.network)
-
-    def train() -> Tensors:
-        run_stage(model, stage, search.data, search.log)
-        return copy_of(model)
-
-    trained = search.once(name, masks, train)
-    model.network.load_state_dict(start)
+    model = search.model
+    trained = train_and_rewind(search, weight_stage(search, "dense"), all_kept(model.network))
     if search.prompted and model.prompt is not None:
         with torch.no_grad():
             model.prompt.program.copy_(trained["prompt.program"])
-    device = next(model.parameters()).device
-    return {n: _weight(trained, n).to(device) for n in prunable(model.network)}
-
-
-def _weight(trained: Tensors, name: str) -> Tensor:
-    return trained[f"network.{name}.weight"]
-
-
-def dense_phase(search: Search) -> Scores:
-    """Weights of the densely trained network (METHODS: OMP and LTH, E epochs)."""
-    masks = all_kept(search.model.network)
-    return trained_weights(search, "dense", masks, weight_stage(search, "dense"))
+    return layer_weights(model.network, trained)
 
 
 def weight_stage(search: Search, name: str, **options: object) -> Stage:
@@ -64,4 +42,33 @@ def weight_stage(search: Search, name: str, **options: object) -> Stage:
     )
 
 
-DENSE = Method(find_masks, only_density=1.0)
+def train_and_rewind(search: Search, stage: Stage, masks: Masks) -> Tensors:
+    """The model's state at the end of `stage`; the model itself is put back to where it was.
+
+    The stage runs once for all levels and methods that start it from the same model, label
+    mapping and masks.
+    """
+    model, start = search.model, copy_of(search.model)
+    seen = {n: t for n, t in start.items() if search.prompted or not n.startswith("prompt.")}
+
+    def train() -> Tensors:
+        run_stage(model, stage, search.data, search.log)
+        return copy_of(model)
+
+    trained = search.once(stage.name, {**masks, **seen}, train)
+    model.load_state_dict(start)
+    return trained
+
+
+def copy_of(module: nn.Module) -> Tensors:
+    """A copy of a state dict."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def layer_weights(network: nn.Module, state: Tensors) -> Scores:
+    """The prunable weights in a model's state, by layer name, where the network is."""
+    layers = prunable(network).items()
+    return {n: state[f"network.{n}.weight"].to(layer.weight.device) for n, layer in layers}
+
+
+DENSE = Method(find_masks, only_density=1.0, search_passes=no_phase)

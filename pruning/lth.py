@@ -2,32 +2,34 @@
 
 Rounds that remove a fifth of the remaining weights, the last one landing exactly on the density
 asked for. Each round ranks |w| of the network trained under the round's mask and rewinds to the
-pre-trained weights, as in the paper's runs. A level goes on from the denser level before it,
-whose fine-tuning is the training of its last round.
+pre-trained weights, not to an early or a random state, as in the paper's runs. A level goes on
+from the denser level before it, whose fine-tuning is the training of its last round. The
+authors' lists of densities are such rounds, with a few that remove more than a fifth.
 """
 
-import torch
-
-from pruning.dense import dense_phase, trained_weights, weight_stage
+from pruning.dense import copy_of, dense_phase, layer_weights, train_and_rewind, weight_stage
 from pruning.masks import MaskKeeper, Masks, Scores, all_kept, apply_masks, keep_top
 from pruning.method import Method, Search, Trained
 
-KEPT_PER_ROUND = 0.8
+KEPT_PER_ROUND = 0.8  # Frankle and Carbin, section 2: 20 % go in each round
 
 
 def find_masks(search: Search) -> Masks:
-    """The masks of the last round; the network is rewound and masked."""
+    """The masks of the last round; the network is rewound and masked.
+
+    Later levels need the dense phase too, which is read back: their prompt starts from its prompt.
+    """
+    network = search.model.network
     search.remap()
-    before = search.previous()
-    if before is None:
-        before = Trained(1.0, all_kept(search.model.network), dense_phase(search))
-    steps = rounds(before.density, search.density)
+    dense = dense_phase(search)
+    before = search.previous() or Trained(1.0, all_kept(network), dense)
     masks, weights = before.masks, before.weights
+    steps = rounds(before.density, search.density)
     for step in steps:
-        masks = keep_top(alive_magnitudes(weights, masks), step)
+        masks = keep_top(alive_magnitudes(dense, weights, masks), step)
         if step != steps[-1]:
             weights = train_round(search, masks, step)
-    apply_masks(search.model.network, masks)
+    apply_masks(network, masks)
     search.remap()
     return masks
 
@@ -40,23 +42,33 @@ def rounds(start: float, end: float) -> list[float]:
     return [*steps, end]
 
 
-def alive_magnitudes(weights: Scores, masks: Masks) -> Scores:
-    """|w| of the kept weights; -1 for the pruned ones, so that none of them comes back."""
+def alive_magnitudes(like: Scores, weights: Scores, masks: Masks) -> Scores:
+    """|w| of the kept weights; -1 for the pruned ones, so that none of them comes back.
+
+    What was read from a level's file moves to the device of `like`, in the order of its layers.
+    """
     return {
-        name: torch.where(masks[name].to(weight.device), weight.abs(), -1.0)
-        for name, weight in weights.items()
+        name: weights[name].to(own.device).abs().where(masks[name].to(own.device), -1.0)
+        for name, own in like.items()
     }
 
 
 def train_round(search: Search, masks: Masks, density: float) -> Scores:
-    """Weights trained from the rewound network under the masks of a round."""
+    """Weights trained under a round's masks from the rewound network, which is left as it was."""
     network = search.model.network
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    start = copy_of(network)
     apply_masks(network, masks)
-    stage = weight_stage(search, f"round-{density:.6g}", after_step=MaskKeeper(network, masks))
-    weights = trained_weights(search, stage.name, masks, stage)
+    search.remap()
+    keeper = MaskKeeper(network, masks)
+    stage = weight_stage(search, f"round-{density:.6g}", after_step=keeper)
+    trained = train_and_rewind(search, stage, masks)
     network.load_state_dict(start)
-    return weights
+    return layer_weights(network, trained)
 
 
-LTH = Method(find_masks, chained=True)
+def search_passes(epochs: int, updates: int, before: float, density: float) -> int:
+    """The dense phase and every round but the last, which is the level's fine-tuning."""
+    return epochs * updates * len(rounds(before, density))
+
+
+LTH = Method(find_masks, chained=True, search_passes=search_passes)

@@ -121,16 +121,28 @@ def prompt_groups(
     return (Group(tuple(prompt.parameters()), optim),)
 
 
+def one_phase(epochs: int, updates: int, before: float, density: float) -> int:
+    """Passes over the training set of a search that is one training phase."""
+    return epochs * updates
+
+
+def no_phase(epochs: int, updates: int, before: float, density: float) -> int:
+    """A search that trains nothing."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to find masks.
 
     `find_masks` returns a mask for every prunable layer with the exact count; the model that it
-    leaves behind is what fine-tuning starts from.
+    leaves behind is what fine-tuning starts from. `search_passes` tells what a search costs from
+    the passes of one training phase, the density of the level before (1 at first) and its own.
     """
 
     find_masks: Callable[[Search], Masks]
     prune_mode: str = "score_weight"
     finetunes: bool = True
     only_density: float | None = None  # the one density that the method makes
+    search_passes: Callable[[int, int, float, float], int] = one_phase
     chained: bool = False  # each level goes on from the one before: densities must fall

@@ -1,20 +1,23 @@
 """SNIP (Lee et al. 2019): |w * dL/dw| on one training batch, the dense network in eval mode.
 
-The loss is taken on the mapped logits. The authors' code compares downstream labels with the raw
-1000 logits, that is with unrelated ImageNet classes, and its published numbers carry that.
+The weights are the pre-trained ones and the loss is taken on the mapped logits. The authors' code
+compares downstream labels with the raw 1000 logits, that is with unrelated ImageNet classes, and
+its published numbers carry that; it also leaves an emptied layer its highest weight.
 """
 
 import torch
 import torch.nn.functional as F
 
 from pruning.masks import Scores, prunable
-from pruning.method import Method, Search, eval_mode, one_shot
+from pruning.method import Method, Search, eval_mode, no_phase, one_shot
+from utils.seed import key_seed
 
 
 def scores(search: Search) -> Scores:
-    """Connection sensitivity (SNIP, eq. 6), without its normalisation, which ranks nothing."""
+    """Connection sensitivity |dL/dmask| at mask 1, unnormalised, since the sum ranks nothing."""
     weights = {name: layer.weight for name, layer in prunable(search.model.network).items()}
     images, labels = next(search.batches("snip"))
+    torch.manual_seed(key_seed(*search.log.key, "snip"))  # places a `random` prompt
     with eval_mode(search.model):
         loss = F.cross_entropy(search.model(images, prompted=search.prompted), labels)
         grads = torch.autograd.grad(loss, list(weights.values()))
@@ -23,4 +26,4 @@ def scores(search: Search) -> Scores:
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
 
 
-SNIP = Method(one_shot(scores))
+SNIP = Method(one_shot(scores), search_passes=no_phase)

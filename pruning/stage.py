@@ -161,6 +161,8 @@ class _Training:
         self.schedules = [schedule for _, schedule in built]
         self.best = _Best()
         self.first_epoch = self.first_step = 0
+        self.position = (0, 0)
+        self._finite = torch.ones((), dtype=torch.bool, device=self.moving[0].device)
         self.tallies = {view: Tally() for view in stage.views}
         state = log.resume(stage.name)
         if state is not None:
@@ -185,7 +187,6 @@ class _Training:
             self.tallies = {view: Tally() for view in self.stage.views}
         rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self._train(epoch)
-        self._check_moved()
         for schedule in self.schedules:
             schedule.step()
         self.first_step = 0
@@ -201,12 +202,12 @@ class _Training:
         length = min(len(getattr(self.data, _SOURCES[view][0])) for view in batches)
         title = f"{self.stage.name} {epoch + 1}/{self.stage.epochs}"
         for step in self.log.steps(range(self.first_step, length), title):
+            self.position = (epoch, step)
             now = {view: next(stream) for view, stream in batches.items()}
             for half, view in enumerate(self.stage.views):
                 torch.manual_seed(key_seed(*key, step, half))
                 self._half_step(half, view, *now[view])
             if self.log.stop_requested():
-                self._check_moved()
                 self.log.save(self.state(epoch, step + 1))
                 self.log.stop()
 
@@ -219,30 +220,41 @@ class _Training:
             param.grad = None
         logits = self.model(images, prompted=view == PROMPTED)
         loss = F.cross_entropy(logits, labels)
-        self._check(loss)
         loss.backward()
         self.stage.before_step(half)
         for group, optimizer in zip(self.stage.groups, self.optimizers, strict=True):
             if group.half in (None, half):
                 optimizer.step()
+        self._watch(loss)
         self.stage.after_step()
         self.tallies[view].add(logits, labels, loss)
 
-    def _check(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise NumericError(
-                f"the loss is {float(loss)} in stage {self.stage.name}: lower the learning rate; "
-                "the last finite state is kept"
-            )
+    @torch.no_grad()
+    def _watch(self, loss: Tensor) -> None:
+        """Note whether loss and moving parameters are finite; the CPU is asked at once.
 
-    def _check_moved(self) -> None:
-        """The last step may end in infinity after a finite loss: no such state is kept."""
-        for name, tensor in self._tensors().items():
-            if not torch.isfinite(tensor).all():
-                raise NumericError(
-                    f"{name} is not finite after a step of stage {self.stage.name}: "
-                    "lower the learning rate; the last finite state is kept"
-                )
+        A sum is finite if all its terms are, unless it overflows: `_require_finite` looks again.
+        """
+        sums = torch.stack([loss.detach(), *(param.sum() for param in self.moving)])
+        self._finite = self._finite & torch.isfinite(sums).all()
+        if loss.device.type == "cpu":
+            self._require_finite(loss)
+
+    def _require_finite(self, loss: Tensor | None = None) -> None:
+        """Raise NumericError if anything was not finite since the last call."""
+        if self._finite:
+            return
+        self._finite = torch.ones_like(self._finite)
+        values = self._tensors() | ({} if loss is None else {"loss": loss.detach()})
+        broken = [name for name, value in values.items() if not torch.isfinite(value).all()]
+        if broken:
+            _, density = self.log.key
+            epoch, step = self.position
+            raise NumericError(
+                f"not finite: {', '.join(broken[::-1][:3])} at density {density}, stage "
+                f"{self.stage.name}, epoch {epoch + 1}, step {step + 1}; the last finite state is "
+                "kept: lower the learning rate"
+            )
 
     def _measure(self, epoch: int) -> dict[str, Any]:
         """Training counts of each view; validation or test accuracy where the epoch has one."""
@@ -278,7 +290,11 @@ class _Training:
         return moving | dict(self.model.named_buffers())
 
     def state(self, epoch: int, step: int) -> dict[str, Any]:
-        """What a restart needs and cannot compute; `epoch` and `step` are the next ones."""
+        """What a restart needs and cannot compute; `epoch` and `step` are the next ones.
+
+        Raises NumericError when something in it is not finite.
+        """
+        self._require_finite()
         return {
             "stage": self.stage.name,
             "epoch": epoch,
@@ -297,6 +313,7 @@ class _Training:
             tensor.copy_(state["tensors"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            optimizer._opt_called = True  # before the stop; else torch warns at an epoch's end
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self.tallies = {view: Tally(*sums) for view, sums in state["tallies"].items()}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
-from pruning.method import Method, Search
+from pruning.method import Method, Search, no_phase
 
 ROUNDS = 100  # SynFlow, section 6
 
 
 def find_masks(search: Search) -> Masks:
-    """Masks after the rounds of density d^(t/100), t = 1..100 (SynFlow, algorithm 1)."""
+    """Masks after 100 rounds (SynFlow, algorithm 1). A batch is read for the size of the images."""
     images, _ = next(search.batches("synflow"))
     masks = synflow_masks(search.model.network, search.density, images.shape[-1])
     apply_masks(search.model.network, masks)
@@ -26,22 +26,26 @@ def find_masks(search: Search) -> Masks:
 
 
 def synflow_masks(network: nn.Module, density: float, size: int) -> Masks:
-    """The masks for one image of ones, `size` pixels wide; `network` stays as it is."""
-    positive = positive_copy(network)
-    ones = torch.ones(1, 3, size, size, dtype=torch.float64, device=_device(network))
-    masks = all_kept(network)
+    """The masks after rounds of density d^(t/100), t = 1..100, for one image of ones.
+
+    `size` is its side in pixels. `network` stays as it is.
+    """
+    device = next(network.parameters()).device
+    positive = positive_copy(network, "cpu" if device.type == "mps" else device)  # no doubles there
+    ones = torch.ones(1, 3, size, size).to(next(positive.parameters()))
+    masks = all_kept(positive)
     for step in range(1, ROUNDS + 1):
         scores = path_scores(positive, ones)
         # The pruned ones score 0 like dead paths do: -1 keeps them from coming back.
         alive = {name: torch.where(masks[name], scores[name], -1.0) for name in masks}
-        masks = keep_top(alive, density ** (step / ROUNDS) if step < ROUNDS else density)
+        masks = keep_top(alive, density ** (step / ROUNDS))
         apply_masks(positive, masks)
-    return masks
+    return {name: mask.to(device) for name, mask in masks.items()}
 
 
-def positive_copy(network: nn.Module) -> nn.Module:
+def positive_copy(network: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
     """A float64 copy in eval mode: absolute values everywhere, ReLU6 replaced by ReLU."""
-    positive = copy.deepcopy(network).double().eval()
+    positive = copy.deepcopy(network).to(device, torch.float64).eval()
     for tensor in positive.state_dict().values():
         tensor.abs_()
     for module in list(positive.modules()):
@@ -52,7 +56,7 @@ def positive_copy(network: nn.Module) -> nn.Module:
 
 
 def path_scores(positive: nn.Module, ones: Tensor) -> Scores:
-    """w * dR/dw with R the sum of all outputs, not negative (SynFlow, eq. 3)."""
+    """w * dR/dw with R the sum of all outputs, not negative (SynFlow, section 5)."""
     weights = {name: layer.weight for name, layer in prunable(positive).items()}
     total = positive(ones).sum()
     grads = torch.autograd.grad(total, list(weights.values()))
@@ -60,8 +64,4 @@ def path_scores(positive: nn.Module, ones: Tensor) -> Scores:
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
 
 
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
-
-
-SYNFLOW = Method(find_masks)
+SYNFLOW = Method(find_masks, search_passes=no_phase)

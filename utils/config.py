@@ -7,7 +7,7 @@ OptimConfig gives --weight_lr, --score_lr and so on.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from utils.errors import UsageError
@@ -20,15 +20,17 @@ def flag(
     help: str,
     *,
     parse: Callable[[str], Any] | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     group: str | None = None,
+    bare: str | None = None,
 ) -> Any:
     """A dataclass field that is a flag.
 
     `parse` turns the typed text into the value and raises ValueError with the reason when it
-    cannot; it is derived from the type of the default where it is not given.
+    cannot; it is derived from the type of the default where it is not given. `bare` is the value
+    of the flag typed without one, where that is allowed.
     """
-    metadata = {"help": help, "parse": parse, "choices": choices, "group": group}
+    metadata = {"help": help, "parse": parse, "choices": choices, "group": group, "bare": bare}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -145,6 +147,8 @@ def _add_argument(group: Any, name: str, about: Mapping[str, Any], default: Any)
     choices = about["choices"]
     options["type"] = _parser_of(about, default)
     options["metavar"] = f"{{{','.join(choices)}}}" if choices else name.rsplit("_")[-1].upper()
+    if about["bare"] is not None:
+        options |= {"nargs": "?", "const": about["bare"]}
     group.add_argument(f"--{name}", **options)
 
 
@@ -169,7 +173,7 @@ def _parser_of(about: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
     return parse_text
 
 
-def _choose(text: str, choices: Sequence[str]) -> str:
+def _choose(text: str, choices: Collection[str]) -> str:
     """One of the choices; the authors' `None` is `none`."""
     for candidate in (text, text.lower()):
         if candidate in choices:

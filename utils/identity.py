@@ -14,7 +14,7 @@ from utils.runlog import lock, read_json
 NOT_IDENTITY = frozenset(
     ("seed", "density_list", "experiment_name", "save_dir", "data", "workers", "cache_gb")
     + ("download", "device", "gpu", "print_freq", "eval_every", "keep_states", "resume")
-    + ("evaluate", "density", "dry_run", "debug")
+    + ("evaluate", "density", "dry_run", "debug", "preset")
 )
 
 
@@ -79,10 +79,9 @@ def resumed_folder(path: str, flags: Mapping[str, Any]) -> Path:
     for folder in (start, *start.parents[:2]):
         before = read_json(folder / "config.json")
         if before is not None:
-            changes = difference(before, flags)
-            if before.get("seed") != flags["seed"]:
-                changes = ", ".join(filter(None, (f"seed {before.get('seed')} -> "
-                                                  f"{flags['seed']}", changes)))
+            seeds = f"seed {before.get('seed')} -> {flags['seed']}"
+            other_seed = seeds if before.get("seed") != flags["seed"] else ""
+            changes = ", ".join(filter(None, (other_seed, difference(before, flags))))
             if changes:
                 raise UsageError(f"{folder} ran with other hyper-parameters: {changes}")
             return folder

@@ -81,9 +81,10 @@ class Level:
         if state is None or state["stage"] != stage:
             return None
         self._rows = state["rows"]
-        step = f", step {state['step'] + 1}" if state["step"] else ""
-        where = f"epoch {state['epoch'] + 1}{step}"
-        self.run.say(f"density {self.density:g}: continuing {stage} at {where}")
+        where = f"epoch {state['epoch']}"
+        if state["step"]:
+            where = f"step {state['step']} of epoch {state['epoch'] + 1}"
+        self.run.say(f"density {self.density:g}: continuing {stage} after {where}")
         return state
 
     def steps(self, steps: range, title: str) -> Iterator[int]:
