@@ -55,8 +55,10 @@ def train_and_rewind(search: Search, stage: Stage, masks: Masks) -> Tensors:
         run_stage(model, stage, search.data, search.log)
         return copy_of(model)
 
+    was_training = model.training
     trained = search.once(stage.name, {**masks, **seen}, train)
     model.load_state_dict(start)
+    model.train(was_training)
     return trained
 
 

@@ -57,7 +57,9 @@ class Tally:
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """One batch: (B, C) logits, (B,) labels, mean loss."""
-        self._loss = self._loss + loss.detach().double() * len(labels)
+        # MPS has no double precision.
+        exact = loss.detach() if loss.device.type == "mps" else loss.detach().double()
+        self._loss = self._loss + exact * len(labels)
         self._correct = self._correct + (logits.detach().argmax(1) == labels).sum()
         self._seen += len(labels)
 

@@ -18,13 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
-# Tests time nothing, and fail or pass alike each time.
-settings.register_profile("vpns", deadline=None, derandomize=True, database=None, max_examples=60)
-settings.load_profile("vpns")
-
 from models.classifier import PromptedClassifier
 from prompts import Sizes, build_prompt
 from utils.seed import generator
+
+# Tests time nothing, and fail or pass alike each time.
+settings.register_profile("vpns", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("vpns")
 
 SIZE, SOURCES, CLASSES = 8, 6, 4
 

@@ -153,8 +153,8 @@ def run(golden: Golden, thresholds: list[float]) -> Iterator[Trajectory]:
         losses.append(value.item())
         return value
 
-    def threshold(values: Tensor, k: int) -> Tensor:
-        value = kth(values, k)
+    def threshold(values: Tensor, k: int, scratch: Tensor | None = None) -> Tensor:
+        value = kth(values, k, scratch)
         thresholds.append(float(value))
         return value
 

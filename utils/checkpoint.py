@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,21 +65,28 @@ class States:
             self._remove(old)
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest good state or None, and a line for each damaged one that was passed over."""
+        """The newest good state or None, and a line for each damaged one that was passed over.
+
+        A damaged file is renamed, so that it does not take the place of a good one later.
+        """
         problems: list[str] = []
         for number in self.numbers():
+            path = self.path(number)
             try:
-                return read_tensors(self.path(number)), problems
+                return read_tensors(path), problems
             except VPNsError as error:
-                problems.append(str(error))
+                problems.append(f"{error} (kept as {path.name}.damaged)")
+                os.replace(path, path.with_name(path.name + ".damaged"))
+                side_car(path).unlink(missing_ok=True)
         return None, problems
 
     def remove_all(self) -> None:
         """Drop every state and every side-car without one."""
         for number in self.numbers():
             self._remove(number)
-        for orphan in self.folder.glob("state-*.pt.sha256"):
-            orphan.unlink(missing_ok=True)
+        for pattern in ("state-*.pt.sha256", "state-*.pt.damaged"):
+            for orphan in self.folder.glob(pattern):
+                orphan.unlink(missing_ok=True)
 
     def _remove(self, number: int) -> None:
         self.path(number).unlink(missing_ok=True)

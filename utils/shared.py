@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from utils.checkpoint import load_model, save_model
@@ -34,26 +33,31 @@ class Shared:
         """`settings` holds every value that the results depend on."""
         self._folder, self._settings, self._log = folder, settings, log
 
-    def once(self, name: str, masks: Mapping[str, Tensor], make: Callable[[], Tensors]) -> Tensors:
-        """The result of `make`, from the file if it has been made before under these masks."""
-        path = self._folder / f"{name}-{self._digest(name, masks)}.safetensors"
-        if path.exists():
-            try:
-                tensors, meta = load_model(path)
-                self._log.add_passes(meta["passes"])
-                return tensors
-            except VPNsError:
-                path.unlink(missing_ok=True)
+    def once(self, name: str, given: Mapping[str, Tensor], make: Callable[[], Tensors]) -> Tensors:
+        """The result of `make`, from its file if it was made before from the same tensors.
+
+        `given` holds every tensor that the result depends on: masks, the model at the start, its
+        label mapping. A damaged file is made again.
+        """
+        path = self._folder / f"{name}-{self._digest(name, given)}.safetensors"
+        try:
+            tensors, meta = load_model(path)
+        except VPNsError:  # missing or damaged
+            return self._make(path, make)
+        self._log.add_passes(meta["passes"])
+        return tensors
+
+    def _make(self, path: Path, make: Callable[[], Tensors]) -> Tensors:
         spent = self._log.passes
         tensors = make()
         self._folder.mkdir(parents=True, exist_ok=True)
         save_model(path, tensors, {"passes": self._log.passes - spent})
         return tensors
 
-    def _digest(self, name: str, masks: Mapping[str, Tensor]) -> str:
+    def _digest(self, name: str, given: Mapping[str, Tensor]) -> str:
         text = json.dumps([name, self._settings], sort_keys=True)
         digest = hashlib.sha256(text.encode())
-        for layer, mask in masks.items():
-            digest.update(layer.encode())
-            digest.update(np.packbits(mask.cpu().numpy()).tobytes())
+        for key, tensor in sorted(given.items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -1,0 +1,82 @@
+"""Being asked to stop: at once, or after what is in progress."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from utils.errors import Interrupted
+from utils.signals import SIGNALS, Stop
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    """A Stop that answers signals; the handlers found are put back."""
+    numbers = [getattr(signal, name) for name in SIGNALS]
+    before = [signal.getsignal(number) for number in numbers]
+    stop = Stop()
+    stop.install()
+    yield stop
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_is_answered_at_once_when_nothing_is_held(stop: Stop, name: str) -> None:
+    with pytest.raises(Interrupted, match=name):
+        signal.raise_signal(getattr(signal, name))
+
+
+def test_the_exit_code_is_75(stop: Stop) -> None:
+    with pytest.raises(Interrupted) as caught:
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 75
+
+
+def test_a_held_signal_waits_for_the_end_of_the_block(stop: Stop) -> None:
+    reached = []
+    with pytest.raises(Interrupted), stop.hold():
+        signal.raise_signal(signal.SIGTERM)
+        reached.append(stop.requested)
+    assert reached == ["SIGTERM"]
+
+
+def test_only_the_outermost_block_lets_go(stop: Stop) -> None:
+    reached = []
+    with pytest.raises(Interrupted), stop.hold():
+        with stop.hold():
+            signal.raise_signal(signal.SIGUSR1)
+        reached.append("after the inner block")
+    assert reached
+
+
+def test_a_block_without_a_signal_ends_quietly(stop: Stop) -> None:
+    with stop.hold():
+        pass
+    assert stop.requested == ""
+
+
+def test_an_error_in_a_held_block_is_not_hidden(stop: Stop) -> None:
+    with pytest.raises(ZeroDivisionError), stop.hold():
+        signal.raise_signal(signal.SIGTERM)
+        raise ZeroDivisionError
+
+
+def test_after_an_error_in_a_held_block_signals_are_answered_again(stop: Stop) -> None:
+    with pytest.raises(ZeroDivisionError), stop.hold():
+        raise ZeroDivisionError
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_forked_worker_dies_of_the_signal(stop: Stop) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+    assert stop.requested == ""
