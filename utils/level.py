@@ -62,12 +62,12 @@ class Level:
 
         States of the other phase are leftovers, of a search that has ended or that is made again.
         """
-        self._rows, self.passes = rows, passes
         state = self._newest()
         if state and (state["stage"] == "finetune") != (phase == "finetune"):
             self._states.remove_all()
             state = None
-        self.run.keep_metrics(self.density, state["rows"] if state else rows)
+        self._rows, self.passes = state["rows"] if state else rows, passes
+        self.run.keep_metrics(self.density, self._rows)
 
     def _newest(self) -> dict[str, Any] | None:
         state, problems = self._states.newest()

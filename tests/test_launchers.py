@@ -1,0 +1,439 @@
+"""The shell side: what the launchers and the two set-up commands do, with a stand-in for Python."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.python_env import unmet
+
+ROOT = Path(__file__).parent.parent
+AUTHORS = (
+    "--epochs 30 --weight_optimizer sgd --weight_lr {lr} --weight_vp_optimizer sgd"
+    " --weight_vp_lr {lr} --score_optimizer adam --score_lr 0.0001"
+    " --score_vp_optimizer adam --score_vp_lr 0.0001"
+)
+
+
+class Project:
+    """A copy of the project's shell side in a folder with spaces, and a stand-in for Python."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.notes = folder / "a copy of vpns", folder / "what happened"
+        (self.root / "utils").mkdir(parents=True)
+        self.notes.mkdir()
+        for pattern in ("*.sh", "requirements*.txt", "utils/*.py", "utils/*.sh", "utils/*.csv"):
+            for file in ROOT.glob(pattern):
+                shutil.copy(file, self.root / file.relative_to(ROOT))
+        self.python = self.notes / "python"
+        shutil.copy(ROOT / "tests/fake_python.sh", self.python)
+        self.has_gpu(False)
+
+    def has_gpu(self, there: bool) -> None:
+        self.tool("nvidia-smi", f"exit {0 if there else 1}")
+
+    def tool(self, name: str, body: str) -> None:
+        """Put a command in front of the system's."""
+        (self.notes / name).write_text(f"#!/bin/sh\n{body}\n")
+        (self.notes / name).chmod(0o755)
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+        fake = {"FAKE": str(self.notes), "FAKE_REAL": sys.executable, "PYTHON": str(self.python)}
+        return kept | fake | {"PATH": f"{self.notes}:{os.environ['PATH']}"} | variables
+
+    def start(self, *command: str, **variables: str) -> subprocess.Popen:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = self.environment(variables)
+        return subprocess.Popen(command, cwd=self.root, env=environment, **options)
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess:
+        process = self.start(*command, **variables)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def dry(self, script: str, *arguments: str, **variables: str) -> list[list[str]]:
+        """The commands of a dry run, as words without the Python in front."""
+        done = self.run("bash", script, *arguments, DRY_RUN="1", **variables)
+        assert done.returncode == 0, done.stderr
+        return [shlex.split(line)[1:] for line in done.stdout.splitlines()]
+
+    def noted(self, name: str) -> list[str]:
+        file = self.notes / name
+        return file.read_text().splitlines() if file.exists() else []
+
+    def wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 20
+        while not (self.notes / name).exists():
+            assert time.monotonic() < deadline, f"{name} did not appear"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def value(words: list[str], name: str) -> str:
+    """The value that wins: the last one."""
+    return [after for word, after in zip(words, words[1:], strict=False) if word == name][-1]
+
+
+def command(network: str, dataset: str, seed: int, lr: str = "0.01") -> list[str]:
+    return (
+        f"main_vpns.py --experiment_name vpns --dataset {dataset} --network {network}"
+        f" --prune_method vpns --density_list 1,0.6,0.5,0.4,0.3,0.2,0.1 {AUTHORS.format(lr=lr)}"
+        f" --seed {seed} --save_dir result --device cpu"
+    ).split()
+
+
+# The commands
+
+
+def test_vpns_runs_the_authors_command_line_for_each_seed(project):
+    assert project.dry("vpns.sh") == [command("resnet18", "cifar100", s) for s in (7, 9, 17)]
+
+
+@pytest.mark.parametrize(
+    ("script", "network", "dataset", "lr"),
+    [
+        ("vpns_resnet18_cifar100.sh", "resnet18", "cifar100", "0.01"),
+        ("vpns_resnet50_tiny_imagenet.sh", "resnet50", "tiny_imagenet", "0.0001"),
+    ],
+)
+def test_named_launcher_runs_the_experiment_in_its_name(project, script, network, dataset, lr):
+    paper = ["--score_vp_scheduler", "multistep"]
+    expected = [command(network, dataset, seed, lr) + paper for seed in (7, 9, 17)]
+    assert project.dry(script) == expected
+
+
+def test_named_launcher_keeps_its_dataset_whatever_the_environment_says(project):
+    (words,) = project.dry("vpns_resnet18_cifar100.sh", SEEDS="7", DATASET="cifar10")
+    assert value(words, "--dataset") == "cifar100"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "flag", "expected"),
+    [
+        ("NETWORK", "vgg16", "--network", "vgg16"),
+        ("DATASET", "dtd", "--dataset", "dtd"),
+        ("METHOD", "hydra", "--prune_method", "hydra"),
+        ("DENSITIES", "1 0.5 0.1", "--density_list", "1,0.5,0.1"),
+        ("EPOCHS", "2", "--epochs", "2"),
+        ("WEIGHT_LR", "0.1", "--weight_lr", "0.1"),
+        ("SCORE_OPTIMIZER", "sgd", "--score_optimizer", "sgd"),
+        ("SAVE_DIR", "/tmp/my results", "--save_dir", "/tmp/my results"),
+        ("EXPERIMENT", "mine", "--experiment_name", "mine"),
+        ("DATA", "my data", "--data", "my data"),
+        ("GPUS", "3", "--gpu", "3"),
+    ],
+)
+def test_environment_sets(project, variable, text, flag, expected):
+    (words,) = project.dry("vpns.sh", SEEDS="7", **{variable: text})
+    assert value(words, flag) == expected
+
+
+def test_methods_and_seeds_make_a_grid(project):
+    commands = project.dry("vpns.sh", METHODS="dense vpns", SEEDS="1,2")
+    cells = [(value(c, "--prune_method"), value(c, "--seed")) for c in commands]
+    assert cells == [("dense", "1"), ("dense", "2"), ("vpns", "1"), ("vpns", "2")]
+
+
+def test_arguments_come_last_and_keep_their_spaces(project):
+    (words,) = project.dry("vpns.sh", "--epochs", "1", "--data", "my  data", SEEDS="7")
+    assert words[-4:] == ["--epochs", "1", "--data", "my  data"]
+
+
+def edit_top(project: Project) -> None:
+    script = project.root / "vpns.sh"
+    text = script.read_text().replace("network=resnet18 ", "network=vgg ", 1)
+    script.write_text(text.replace("dataset=cifar100 ", "dataset=food101 ", 1))
+
+
+def test_editing_the_top_of_vpns_changes_network_and_dataset(project):
+    edit_top(project)
+    (words,) = project.dry("vpns.sh", SEEDS="7")
+    assert (value(words, "--network"), value(words, "--dataset")) == ("vgg", "food101")
+
+
+def test_environment_wins_over_the_edited_top(project):
+    edit_top(project)
+    (words,) = project.dry("vpns.sh", SEEDS="7", NETWORK="resnet50")
+    assert value(words, "--network") == "resnet50"
+
+
+def test_gpu_0_is_the_default_where_there_is_one(project):
+    project.has_gpu(True)
+    assert all(value(words, "--gpu") == "0" for words in project.dry("vpns.sh"))
+
+
+def test_empty_gpus_means_the_cpu_where_there_is_a_gpu(project):
+    project.has_gpu(True)
+    assert all(value(words, "--device") == "cpu" for words in project.dry("vpns.sh", GPUS=""))
+
+
+@pytest.mark.parametrize("script", ["vpns.sh", "vpns_resnet18_cifar100.sh"])
+def test_launcher_works_with_sh_from_another_folder(project, script, tmp_path):
+    environment = project.environment({"DRY_RUN": "1"})
+    words = ["sh", str(project.root / script)]
+    out = subprocess.check_output(words, cwd=tmp_path, env=environment, text=True)
+    assert len(out.splitlines()) == 3
+
+
+def test_dry_run_writes_nothing(project):
+    project.dry("vpns.sh")
+    assert not (project.root / "result").exists()
+
+
+# Running the cells
+
+
+def test_all_seeds_run_one_after_another_on_the_cpu(project):
+    done = project.run("bash", "vpns.sh", FAKE_SECONDS="0.1")
+    seeds = [line.split()[1] for line in project.noted("slots")]
+    assert (done.returncode, seeds, project.noted("overlaps")) == (0, ["7", "9", "17"], [])
+
+
+def test_runs_share_the_gpus_but_never_one_gpu(project):
+    seeds = [str(seed) for seed in range(5)]
+    project.run("bash", "vpns.sh", GPUS="0 1", SEEDS=" ".join(seeds), FAKE_SECONDS="0.3")
+    used = [line.split() for line in project.noted("slots")]
+    assert sorted(seed for _, seed, _ in used) == seeds
+    assert {slot for slot, _, _ in used} == {"gpu0", "gpu1"}
+    assert project.noted("overlaps") == []
+
+
+def test_runs_share_the_cores(project):
+    project.tool("nproc", "echo 8")
+    project.run("bash", "vpns.sh", SEEDS="7 9", GPUS="0 1")
+    assert {line.split()[2] for line in project.noted("slots")} == {"4"}
+
+
+def test_threads_that_the_user_set_are_kept(project):
+    project.run("bash", "vpns.sh", SEEDS="7 9", GPUS="0 1", OMP_NUM_THREADS="6")
+    assert {line.split()[2] for line in project.noted("slots")} == {"6"}
+
+
+def test_launcher_ends_with_mean_and_standard_deviation(project):
+    done = project.run("bash", "vpns.sh", SEEDS="1 2 3", FAKE_REPORT="1")
+    summary = "resnet20-digits-vpns        90  92.50 +- 1.00  97.25 +- 0.00      3"
+    *_, last, empty, path = done.stdout.splitlines()
+    assert (last, empty, path) == (summary, "", "report: result/vpns/report/report.md")
+
+
+def test_output_of_a_run_goes_to_its_log(project):
+    project.run("bash", "vpns.sh", SEEDS="7", EXPERIMENT="my runs")
+    log = project.root / "result/my runs/logs/resnet18-cifar100-vpns-seed7.log"
+    assert log.read_text().startswith("RESULT {")
+
+
+def test_failing_cell_stops_neither_the_others_nor_the_summary(project):
+    done = project.run("bash", "vpns.sh", FAKE_FAILS="9", FAKE_REPORT="1")
+    assert (done.returncode, len(project.noted("slots"))) == (3, 3)
+    assert done.stdout.splitlines()[-3].endswith("2")
+
+
+def test_failing_cell_gives_its_exit_code_reason_and_log(project):
+    done = project.run("bash", "vpns.sh", FAKE_FAILS="9", FAKE_CODE="4")
+    log = "result/vpns/logs/resnet18-cifar100-vpns-seed9.log"
+    assert done.returncode == 4
+    assert "error: seed 9 is broken" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"exit code 4: {log}")
+
+
+def test_interrupted_cell_makes_75_and_does_not_stop_the_others(project):
+    done = project.run("bash", "vpns.sh", FAKE_FAILS="7", FAKE_CODE="75")
+    assert (done.returncode, len(project.noted("slots"))) == (75, 3)
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [("SIGTERM", "TERM"), ("SIGINT", "TERM"), ("SIGUSR1", "USR1"), ("SIGUSR2", "USR2")],
+)
+def test_signal_is_passed_on_and_waited_for(project, sent, received):
+    launcher = project.start("bash", "vpns.sh", GPUS="0 1", FAKE_HOLD="1")
+    project.wait_for("started-7")
+    project.wait_for("started-9")
+    launcher.send_signal(getattr(signal, sent))
+    launcher.communicate(timeout=20)
+    assert project.noted("saved") == [received, received]
+    assert launcher.returncode == 75
+    assert len(project.noted("slots")) == 2
+
+
+def test_launcher_without_a_python_that_fits_says_what_to_do(project):
+    done = project.run("bash", "vpns.sh", FAKE_UNMET="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no Python with the packages of requirements.txt")
+
+
+# The grid and its report
+
+
+def report(project: Project, experiment: str = "vpns") -> str:
+    return (project.root / "result" / experiment / "report/report.md").read_text()
+
+
+def test_grid_of_methods_and_seeds_ends_with_their_report(project):
+    project.run("bash", "vpns.sh", METHODS="dense vpns hydra", SEEDS="1 2", FAKE_REPORT="1")
+    rows = [line.split(" |")[0] for line in report(project).splitlines() if "92.00" in line]
+    assert rows[:2] == ["| vpns", "| hydra"]
+    assert "| dense | 99.00 ± 0.00 |" in report(project)
+
+
+def test_repeated_grid_prints_and_writes_the_same(project):
+    grid = {"METHODS": "vpns hydra", "SEEDS": "1", "FAKE_REPORT": "1"}
+    first, text = project.run("bash", "vpns.sh", **grid), report(project)
+    assert project.run("bash", "vpns.sh", **grid).stdout == first.stdout
+    assert report(project) == text
+
+
+def test_report_is_on_the_earlier_methods_of_the_experiment_too(project):
+    for methods in ("vpns", "hydra"):
+        project.run("bash", "vpns.sh", METHODS=methods, SEEDS="1", FAKE_REPORT="1")
+    assert "| vpns |" in report(project) and "| hydra |" in report(project)
+
+
+def test_failing_method_does_not_hide_the_report_of_the_others(project):
+    grid = {"METHODS": "vpns snip hydra", "SEEDS": "1 2", "GPUS": "0 1"}
+    done = project.run("bash", "vpns.sh", FAKE_FAILS="snip", FAKE_REPORT="1", **grid)
+    assert done.returncode == 3
+    assert "| vpns |" in report(project) and "| hydra |" in report(project)
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert sorted(line.split()[1] for line in failed) == [
+        "resnet18-cifar100-snip-seed1,", "resnet18-cifar100-snip-seed2,",
+    ]  # fmt: skip
+
+
+def test_grid_in_which_everything_fails_has_no_report(project):
+    done = project.run("bash", "vpns.sh", SEEDS="9", FAKE_FAILS="9", FAKE_REPORT="1")
+    assert (done.returncode, (project.root / "result/vpns/report").exists()) == (3, False)
+
+
+def test_report_finds_runs_that_went_to_another_folder(project, tmp_path):
+    project.run("bash", "vpns.sh", "--save_dir", str(tmp_path / "x"), SEEDS="1", FAKE_REPORT="1")
+    assert "| vpns |" in report(project)
+
+
+def test_report_that_fails_is_the_launchers_failure(project):
+    blocked = project.root / "result/vpns"
+    blocked.mkdir(parents=True)
+    (blocked / "report").touch()
+    done = project.run("bash", "vpns.sh", SEEDS="1", FAKE_REPORT="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot make result/vpns/report")
+
+
+def test_preset_leaves_epochs_and_optimizers_to_the_program(project):
+    (words,) = project.dry("vpns.sh", SEEDS="7", PRESET="paper")
+    assert value(words, "--preset") == "paper"
+    assert [w for w in words if "epochs" in w or "_lr" in w or "optimizer" in w] == []
+
+
+def test_variables_win_over_the_preset(project):
+    (words,) = project.dry("vpns.sh", SEEDS="7", PRESET="paper", EPOCHS="2", SCORE_LR="0.1")
+    assert (value(words, "--epochs"), value(words, "--score_lr")) == ("2", "0.1")
+    assert "--weight_lr" not in words
+
+
+# The two commands
+
+
+def test_quickstart_runs_dense_then_vpns_with_the_users_arguments_last(project):
+    project.run("bash", "quickstart.sh", "--epochs", "1")
+    first, second = [line.split() for line in project.noted("calls")]
+    assert [value(words, "--prune_method") for words in (first, second)] == ["dense", "vpns"]
+    assert value(second, "--density_list") == "1,0.2,0.1,0.05,0.02"
+    assert first[-2:] == second[-2:] == ["--epochs", "1"]
+
+
+def test_quickstart_ends_with_table_and_picture(project):
+    lines = project.run("sh", "quickstart.sh").stdout.splitlines()
+    start = lines.index("sparsity   real  clean  prompted")
+    assert lines[start + 1].split() == ["dense", "0.00", "99.00", "-"]
+    assert lines[start + 2].split() == ["90", "90.00", "97.50", "97.25"]
+    assert lines[start + 4].startswith("curves: ") and lines[start + 4].endswith("/curves.png")
+
+
+def test_quickstart_stops_with_the_exit_code_of_a_failed_run(project):
+    done = project.run("bash", "quickstart.sh", FAKE_FAILS="7", FAKE_CODE="3")
+    assert (done.returncode, len(project.noted("calls"))) == (3, 1)
+
+
+def test_quickstart_makes_an_environment_when_the_active_python_lacks_packages(project):
+    done = project.run("bash", "quickstart.sh", FAKE_UNMET="1")
+    assert done.returncode == 0
+    assert project.noted("calls")[:2] == ["venv", "pip install -r requirements.txt"]
+
+
+def test_environment_that_is_there_is_used_again(project):
+    for _ in range(2):
+        project.run("bash", "run_tests.sh", FAKE_UNMET="1")
+    installs = [line for line in project.noted("calls") if line.startswith(("venv", "pip"))]
+    assert installs == ["venv", "pip install -r requirements-dev.txt"]
+
+
+def test_failed_install_says_what_to_do(project):
+    done = project.run("bash", "quickstart.sh", FAKE_UNMET="1", FAKE_PIP="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: pip could not install requirements.txt")
+
+
+def test_old_python_is_refused_with_its_version(project):
+    done = project.run("bash", "run_tests.sh", FAKE_OLD="1")
+    assert (done.returncode, (project.root / ".venv").exists()) == (1, False)
+    assert "Python 3.10 or newer is needed" in done.stderr
+    assert "is 3.8.10" in done.stderr
+
+
+def test_missing_python_is_named(project):
+    done = project.run("bash", "run_tests.sh", PYTHON="/no/such/python")
+    assert (done.returncode, done.stderr.partition(":")[0]) == (1, "error")
+    assert "/no/such/python not found" in done.stderr
+
+
+def test_relative_python_is_meant_from_the_callers_folder(project):
+    words = ["bash", f"{project.root}/run_tests.sh", "-k", "name"]
+    environment = project.environment({"PYTHON": "./python"})
+    subprocess.run(words, cwd=project.notes, env=environment, check=True, capture_output=True)
+    assert project.noted("calls") == ["pytest -k name"]
+
+
+# The check of the requirements
+
+
+def requirements(folder: Path, text: str) -> Path:
+    file = folder / "wanted.txt"
+    file.write_text(text)
+    return file
+
+
+def test_requirements_that_are_met_leave_nothing_to_say(tmp_path):
+    text = f"# comment\n\npytest>=2,<100  # bounds\npytest=={pytest.__version__}\n"
+    assert unmet(requirements(tmp_path, text)) == []
+
+
+@pytest.mark.parametrize("line", ["pytest<2", "pytest>=99", "pytest>=2,<2.1"])
+def test_version_out_of_range_is_named_with_what_was_found(tmp_path, line):
+    expected = [f"{line}: found {pytest.__version__}"]
+    assert unmet(requirements(tmp_path, line)) == expected
+
+
+def test_missing_package_is_named(tmp_path):
+    assert unmet(requirements(tmp_path, "no-such-pkg>=1")) == ["no-such-pkg>=1: not installed"]
+
+
+def test_included_requirements_count(tmp_path):
+    (tmp_path / "more.txt").write_text("no-such-pkg\n")
+    assert unmet(requirements(tmp_path, "-r more.txt")) == ["no-such-pkg: not installed"]
+
+
+def test_local_and_trailing_parts_of_a_version_do_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.python_env.metadata.version", lambda name: "2.14.0+cpu")
+    assert unmet(requirements(tmp_path, "torch>=2.14,<=2.14.0,<2.15")) == []

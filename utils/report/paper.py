@@ -1,0 +1,93 @@
+"""The paper's published numbers (paper_results.csv) and the flags that make each of them.
+
+Accuracies in percent by sparsity in percent; the main table's are means of three seeds.
+"""
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.report.labels import BOTH, deviations
+
+FILE = Path(__file__).with_name("paper_results.csv")
+Curve = dict[float, tuple[float, float | None]]  # sparsity: accuracy, standard deviation
+
+
+class Source(NamedTuple):
+    """Where the paper has the numbers of a method, what made them, and what they measure."""
+
+    experiment: str
+    key: str
+    method: str
+    flags: dict[str, Any]  # beside the method's defaults
+    accuracy: str = "clean"  # or prompted: the column of ours that the numbers belong to
+
+
+NAMES = ("dense", "vpns", "hydra", "bip", "lth", "omp", "grasp", "snip", "synflow", "random")
+PROMPT_AFTERWARDS = ("hydra", "omp", "snip", "synflow", "random")
+FINETUNED, ZEROSHOT = {"post_prompt": "finetuned"}, {"post_prompt": "zeroshot"}
+PAD, INPUT, KIND = "ablation_pad_size", "ablation_input_size", "ablation_prompt_method"
+OTHERS, PHASE = "vpns_with_other_masks", "prompt_phase"
+# The first row that fits a run with the most flags is the one.
+SOURCES = (
+    *(Source("main", name, name, {}) for name in NAMES),
+    *(Source("architectures", name, name, {}) for name in ("dense", "vpns", "hydra", "omp")),
+    Source(PHASE, "vpns", "vpns", {}),
+    Source(PHASE, "prompt_in_mask_search_only", "vpns", {"prune_mode": "score+vp_weight"}),
+    Source(PHASE, "prompt_in_finetuning_only", "vpns", {"prune_mode": "weight+vp_score"}),
+    Source(PAD, "prompt16", "vpns", {}),
+    *(Source(PAD, f"prompt{size}", "vpns", {"pad_size": size}) for size in (32, 48, 64)),
+    Source(INPUT, "input224", "vpns", {}),
+    *(Source(INPUT, f"input{size}", "vpns", {"input_size": size}) for size in (128, 160, 192)),
+    Source(KIND, "pad", "vpns", {}),
+    *(Source(KIND, kind, "vpns", {"prompt_method": kind}) for kind in ("fix", "random")),
+    *(
+        Source(OTHERS, f"vpns_with_{name}", name, {"prune_mode": BOTH}, "prompted")
+        for name in ("lth", "omp", "random")
+    ),
+    *(
+        Source(f"post_pruning_prompt_{mode['post_prompt']}", key, name, mode, accuracy)
+        for mode in (FINETUNED, ZEROSHOT)
+        for name in PROMPT_AFTERWARDS
+        for key, accuracy in ((name, "clean"), (f"{name}_prompt", "prompted"))
+    ),
+)
+# No flags of ours make these: channels instead of weights, and masks found on ImageNet.
+NOT_MADE = ("structured", "imagenet_subnetwork_transfer")
+
+
+def published(config: Mapping[str, Any], accuracy: str) -> Curve:
+    """The paper's numbers for a run's network, dataset and method; {} where it has none.
+
+    `accuracy` is clean or prompted.
+    """
+    where = config["network"], config["dataset"]
+    found = [s for s in SOURCES if _fits(s, config, accuracy) and (*where, *s[:2]) in numbers()]
+    if not found:
+        return {}
+    source = max(found, key=lambda s: len(s.flags))
+    return numbers()[(*where, source.experiment, source.key)]
+
+
+def _fits(source: Source, config: Mapping[str, Any], accuracy: str) -> bool:
+    """Whether the paper's method is the run's; sizes may differ where the paper varies none."""
+    asked = source.flags.items()
+    return (
+        (source.method, source.accuracy) == (config["prune_method"], accuracy)
+        and all(config.get(name) == value for name, value in asked)
+        and deviations(config).items() <= asked
+    )
+
+
+@cache
+def numbers() -> Mapping[tuple[str, str, str, str], Curve]:
+    """All published numbers by network, dataset, experiment and method key."""
+    curves: dict[tuple[str, str, str, str], Curve] = {}
+    with open(FILE, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = (row["network"], row["dataset"], row["experiment"], row["method"])
+            std = float(row["std"]) if row["std"] else None
+            curves.setdefault(key, {})[float(row["sparsity"])] = (float(row["accuracy"]), std)
+    return curves

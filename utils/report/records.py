@@ -1,0 +1,110 @@
+"""Finished runs as records: what ran, how it went, under which label a report shows it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from utils.errors import VPNsError
+from utils.report.labels import label
+from utils.results import DENSE, RUN_FILES, Row, find_runs, read_object, read_results, sparsity
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its flags, run.json, env.json, and the rows of results.csv by sparsity (%)."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    run: Mapping[str, Any]
+    env: Mapping[str, Any]
+    rows: Mapping[float, Row]
+    label: str = field(default="")
+
+    @property
+    def where(self) -> tuple[str, str]:
+        """Network and dataset."""
+        return self.config["network"], self.config["dataset"]
+
+    @property
+    def method(self) -> str:
+        return self.config["prune_method"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def name(self) -> str:
+        """The folder without the machine's part of its path."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def asked(self) -> set[float]:
+        """Sparsities that the run still owes or has: of an unfinished run also those to come."""
+        listed = self.config.get("density_list") or ()
+        owed = () if self.run.get("state", "done") == "done" or self.method in DENSE else listed
+        return {sparsity(density) for density in owed} - {0} | set(self.rows)
+
+
+def load_records(paths: Iterable[Path]) -> tuple[list[Record], list[str]]:
+    """All runs that `paths` mean (see `find_runs`), labelled, in a fixed order; and notes.
+
+    A run that repeats another (same label and seed) is left out, with a note. Raises VPNsError for
+    a path without runs and for a damaged run.
+    """
+    folders = {run.resolve(): run for path in paths for run in find_runs(path)}
+    read = [_read(folder) for folder in folders.values()]
+    made = {(record.where, record.method, record.seed) for record in read if record.rows}
+    # A false start with other flags that made nothing is no other method.
+    records = _labelled(
+        [r for r in read if r.rows or (r.where, r.method, r.seed) not in made]
+    )
+    kept: dict[Any, Record] = {}
+    notes = []
+    for record in sorted(records, key=lambda r: (*r.where, r.label, r.seed, -len(r.rows), r.name)):
+        first = kept.setdefault((*record.where, record.label, record.seed), record)
+        if first is not record:
+            notes.append(f"{record.name} repeats {first.name} and is left out")
+    return list(kept.values()), notes
+
+
+def _read(folder: Path) -> Record:
+    if not any((folder / name).exists() for name in RUN_FILES):
+        read_results(folder)
+    rows = read_results(folder) if (folder / "results.csv").exists() else []
+    return Record(
+        folder,
+        _flags_in_names(folder) | read_object(folder / "config.json"),
+        read_object(folder / "run.json"),
+        read_object(folder / "env.json"),
+        {sparsity(row["density"]): row for row in rows},
+    )
+
+
+def _flags_in_names(folder: Path) -> dict[str, Any]:
+    """What NETWORK-DATASET-METHOD/seed7-<hash> says, which config.json says better.
+
+    Raises VPNsError when neither says what ran.
+    """
+    found = re.fullmatch(r"([^-]+)-([^-]+)-([^-]+)/seed(\d+)(-.*)?", "/".join(folder.parts[-2:]))
+    if found:
+        return dict(zip(("network", "dataset", "prune_method"), found.groups(), strict=False)) | {
+            "seed": int(found[4])
+        }
+    known = read_object(folder / "config.json").keys()
+    if {"network", "dataset", "prune_method", "seed"} <= known:
+        return {}
+    raise VPNsError(f"{folder} has no config.json that says what ran: name a run folder")
+
+
+def _labelled(records: Sequence[Record]) -> list[Record]:
+    """The records with labels: the method, its deviations, and what else differs within it."""
+    alike: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        alike.setdefault((record.where, record.method), []).append(record.config)
+    return [
+        replace(record, label=label(record.config, alike[(record.where, record.method)]))
+        for record in records
+    ]

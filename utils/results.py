@@ -1,0 +1,113 @@
+"""Reading finished runs back: their results.csv, and the dense run that belongs to them."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from utils.errors import VPNsError
+
+Row = dict[str, Any]
+DENSE = ("dense",)  # methods that keep every weight: their one level is the dense line
+RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
+
+
+def sparsity(density: float) -> float:
+    """A density in (0, 1] as the percentage of weights removed, free of binary dust (0.2 is 80)."""
+    return round(100 * (1 - density), 6)
+
+
+def read_results(run: Path) -> list[Row]:
+    """The rows of a run's results.csv, in its order: numbers, and None where a cell is empty.
+
+    Raises VPNsError when the file is missing or is not a table of numbers.
+    """
+    try:
+        with open(run / "results.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [_numbers(row) for row in rows]
+    except OSError as error:
+        raise VPNsError(f"{run} has no readable results.csv: name a finished run") from error
+    except (TypeError, ValueError) as error:
+        raise VPNsError(f"{run / 'results.csv'} is damaged: run the same command again") from error
+
+
+def _numbers(texts: dict[str, str]) -> Row:
+    """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
+    row = {name: _number(text) for name, text in texts.items()}
+    if any(row.get(name) is None for name in ("density", "clean")) or not 0 < row["density"] <= 1:
+        raise ValueError("no density or accuracy")
+    return row
+
+
+def _number(text: str) -> int | float | None:
+    if text == "":
+        return None
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return int(text) if text.isdecimal() else value
+
+
+def find_dense(run: Path) -> Row | None:
+    """The row of the finished dense run of the same experiment, network, dataset and seed.
+
+    Among several, the one whose config.json agrees best with the run's, then the newest. None if
+    there is none, or if `run` is itself a dense run.
+    """
+    family, _, method = run.parent.name.rpartition("-")
+    seed = run.name.partition("-")[0]
+    beside = (run.parent.parent / f"{family}-dense").glob(f"{seed}-*")
+    finished = [dense for dense in beside if read_object(dense / "run.json").get("state") == "done"]
+    if method in DENSE or not finished:
+        return None
+    config = read_object(run / "config.json").items()
+
+    def fit(dense: Path) -> tuple[int, float]:
+        other = read_object(dense / "config.json")
+        agreeing = sum(name in other and other[name] == value for name, value in config)
+        return agreeing, (dense / "run.json").stat().st_mtime
+
+    rows = read_results(max(finished, key=fit))
+    return rows[0] if rows else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} if the file is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The runs that `path` means: a run folder, all below a folder, a results.csv, or a log.
+
+    Runs that were set aside (`.old1`) count only when they are named. Raises VPNsError when there
+    is no run.
+    """
+    if path.name == "results.csv":
+        return [path.parent]
+    if not path.is_dir() or any((path / name).exists() for name in RUN_FILES):
+        return [run_folder(path)]
+    found = {file.parent for name in RUN_FILES for file in path.rglob(name)}
+    runs = sorted(run for run in found if ".old" not in run.name)
+    if not runs:
+        raise VPNsError(f"{path} has no readable results.csv: name a finished run")
+    return runs
+
+
+def run_folder(path: Path) -> Path:
+    """A run folder as it is; for a log, the folder that its last RESULT line names.
+
+    Raises VPNsError when the log has no such line.
+    """
+    if path.is_dir():
+        return path
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        result = [line for line in lines if line.startswith("RESULT ")][-1]
+        return Path(json.loads(result.removeprefix("RESULT "))["run"])
+    except (OSError, LookupError, ValueError, TypeError) as error:
+        raise VPNsError(f"{path} is neither a run folder nor the log of a finished run") from error
