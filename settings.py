@@ -10,7 +10,7 @@ from data import SPECS, DataConfig
 from models import MAPPINGS, NETWORKS, NetworkConfig
 from models.backbones import backbone
 from presets import paper_preset
-from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt
+from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.masks import prunable, pruned_count
 from pruning.method import stage_views
@@ -174,7 +174,7 @@ class Config:
     @property
     def prompted(self) -> tuple[bool, bool]:
         """Whether the search and fine-tuning see the prompt."""
-        if self.prompt.prompt_method == "none":
+        if not has_prompt(self.prompt.prompt_method):
             return (False, False)
         return PRUNE_MODES[self.method.prune_mode]
 
@@ -270,7 +270,7 @@ def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
     if METHODS[config.method.prune_method].chained:
         check_falling(config)
-    if config.method.post_prompt != "none" and config.prompt.prompt_method == "none":
+    if config.method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
     if config.method.init_from == "" and config.method.init_mask is None:
         raise UsageError("--init_from needs a file: --init_from PATH")

@@ -10,7 +10,9 @@ from prompts.pad import PadPrompt
 from prompts.random import RandomPrompt
 from utils.config import flag, number
 
-__all__ = ["PROMPTS", "PromptConfig", "Sizes", "VisualPrompt", "build_prompt"]
+__all__ = ["PROMPTS", "PromptConfig", "Sizes", "VisualPrompt", "build_prompt",
+    "has_prompt",
+]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class PromptConfig:
         parse=number(int, 1, 4096),
         group="prompt",
     )
+
+
+def has_prompt(kind: str) -> bool:
+    """Whether this kind of prompt is one at all."""
+    return kind != "none"
 
 
 def build_prompt(kind: str, sizes: Sizes) -> VisualPrompt | None:
