@@ -9,7 +9,7 @@
 set -euo pipefail
 
 densities=1,0.2,0.1,0.05,0.02            # 80, 90, 95 and 98 % sparsity
-flags=(--epochs 8 --weight_lr 0.01 --score_lr 0.01)
+flags=(--epochs 5 --score_lr 0.01 --score_vp_lr 0.01)
 save_dir=${SAVE_DIR:-result}
 
 CDPATH='' cd -- "$(dirname -- "$0")"
@@ -29,8 +29,8 @@ run() {  # METHOD DENSITIES [FLAGS OF THE USER]: one run, its output also in $lo
         --save_dir "$save_dir" "${flags[@]}" "$@" | show
 }
 
-echo "1/2 The dense network"
-run dense 1 "$@"
+echo "1/2 The dense network, with as many passes over the data as each level of VPNs"
+run dense 1 --epochs 20 "$@"
 echo "2/2 VPNs at four sparsities"
 run vpns "$densities" "$@"
 

@@ -99,7 +99,7 @@ SPECS: dict[str, Spec] = {
         10, partial(open_idx, folder="FashionMNIST", classes=CLOTHES),
         _idx_markers("FashionMNIST"),
         "https://github.com/zalandoresearch/fashion-mnist", "31 MB", fetch.fashion_mnist),
-    "digits": Spec(10, open_digits),
+    "digits": Spec(10, open_digits, batch_size=32),
     "imagefolder": Spec(
         None, open_folders, ("train", "test|val"), "your own images, one folder a class", "any"),
 }  # fmt: skip
