@@ -53,7 +53,6 @@ def find_masks(search: Search) -> Masks:
     weights = tuple(layer.weight for layer in learned.layers.values())
     held = {id(weight) for weight in weights}
     others = tuple(p for p in network.parameters() if id(p) not in held)
-    prompt = [Group(g.params, g.optim, half=UPPER) for g in search.prompt_groups()]
     stage = Stage(
         name="search",
         epochs=search.epochs,
@@ -61,7 +60,7 @@ def find_masks(search: Search) -> Masks:
             Group((learned.theta,), search.weight_optim, "theta", half=LOWER),
             Group(others, search.weight_optim, half=LOWER),
             Group((learned.flat,), search.score_optim, "scores", half=UPPER),
-            *prompt,
+            *search.prompt_groups(),  # has a gradient in the upper half only, which shows it
         ),
         views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),
         needs_grad=weights,

@@ -7,7 +7,7 @@ from the denser level before it, whose fine-tuning is the training of its last r
 authors' lists of densities are such rounds, with a few that remove more than a fifth.
 """
 
-from pruning.dense import copy_of, dense_phase, layer_weights, train_and_rewind, weight_stage
+from pruning.dense import dense_phase, layer_weights, train_and_rewind, weight_stage
 from pruning.masks import MaskKeeper, Masks, Scores, all_kept, apply_masks, keep_top
 from pruning.method import Method, Search, Trained
 
@@ -54,16 +54,16 @@ def alive_magnitudes(like: Scores, weights: Scores, masks: Masks) -> Scores:
 
 
 def train_round(search: Search, masks: Masks, density: float) -> Scores:
-    """Weights trained under a round's masks from the rewound network, which is left as it was."""
+    """Weights trained under a round's masks; the network is left masked, with rewound weights.
+
+    It may stay masked, since the masks of later rounds lie within these.
+    """
     network = search.model.network
-    start = copy_of(network)
     apply_masks(network, masks)
     search.remap()
     keeper = MaskKeeper(network, masks)
     stage = weight_stage(search, f"round-{density:.6g}", after_step=keeper)
-    trained = train_and_rewind(search, stage, masks)
-    network.load_state_dict(start)
-    return layer_weights(network, trained)
+    return layer_weights(network, train_and_rewind(search, stage, masks))
 
 
 def search_passes(epochs: int, updates: int, before: float, density: float) -> int:

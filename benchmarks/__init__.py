@@ -1,0 +1,1 @@
+"""Timings as ratios: one command each, a table, and a last line `RESULT {json}`."""

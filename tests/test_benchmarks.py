@@ -1,0 +1,246 @@
+"""The benchmarks: the reference is the authors' arithmetic, and each command prints its keys."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MemoryLog, TinyData, tiny_model, tiny_network
+from torch import Tensor, nn
+
+from benchmarks import data as data_benchmark
+from benchmarks import job, reference, reference_run, scaling, step
+from benchmarks.timing import Turns, print_result, ratios
+from data.images import decode
+from pruning.method import Search
+from pruning.scores import learn_masks
+from utils.optim import Optim, OptimConfig
+
+GOLDEN = Path(__file__).parent / "data" / "vpns_pad_d30.npz"
+LAYERS = ("0", "3", "8")
+RATIO = {"median", "min", "max"}
+
+
+class Golden:
+    """The measured trajectory (tests/data/golden.md), and the reference's on the same data."""
+
+    def __init__(self) -> None:
+        self.file = np.load(GOLDEN, allow_pickle=False)
+        self.meta: dict[str, Any] = json.loads(str(self.file["meta"]))
+        network = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 20),
+        )  # fmt: skip
+        start = [name for name in self.file.files if name.startswith("init/")]
+        network.load_state_dict({name.removeprefix("init/"): self[name] for name in start})
+        self.model = reference.Reference(
+            reference.add_scores(network), 32, self.meta["pad_size"], self["label_mapping"].long()
+        )
+        with torch.no_grad():
+            self.model.program.copy_(self["prompt/init"])
+        meta = self.meta
+        rates = reference.Rates(
+            meta["score_lr"], meta["prompt_lr_prune"], meta["weight_lr"],
+            meta["prompt_lr_finetune"], meta["weight_decay"], meta["momentum"],
+        )  # fmt: skip
+        self.search_losses = self.train(reference.search(self.model, meta["density"], rates))
+        layers = reference.scored(network)
+        self.scores = {n: layer.popup_scores.detach().clone() for n, layer in layers.items()}
+        self.masks = reference.masks(network)
+        self.prompt = self.model.program.detach().clone()
+        self.tune_losses = self.train(reference.finetuning(self.model, rates))
+        self.model.eval()
+        with torch.no_grad():
+            self.logits = self.model(self["data/plain_x"][0] / 255)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(self.file[key])
+
+    def train(self, phase: reference.Phase) -> list[float]:
+        self.model.train()
+        losses: list[float] = []
+        for number in range(self.meta["iterations"]):
+            pair = [
+                (self[f"data/{view}_x"][number] / 255, self[f"data/{view}_y"][number].long())
+                for view in ("prompted", "plain")
+            ]
+            losses += phase.iteration(*pair)
+        return losses
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    measured = Golden()
+    torch.set_num_threads(threads)
+    return measured
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=1e-6)
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The values of the RESULT line, which must be the last one."""
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("RESULT ")
+    return json.loads(last.removeprefix("RESULT "))
+
+
+def test_the_reference_reproduces_the_losses(golden: Golden) -> None:
+    close(torch.tensor(golden.search_losses), golden["prune/loss"])
+    close(torch.tensor(golden.tune_losses), golden["finetune/loss"])
+
+
+def test_the_reference_reproduces_the_scores(golden: Golden) -> None:
+    for name in LAYERS:
+        close(golden.scores[name], golden[f"prune/scores/{name}"])
+
+
+def test_the_reference_reproduces_the_masks(golden: Golden) -> None:
+    assert all(torch.equal(golden.masks[n], golden[f"mask_after/{n}"]) for n in LAYERS)
+
+
+def test_the_reference_reproduces_the_prompt_and_the_logits(golden: Golden) -> None:
+    close(golden.prompt, golden["prune/prompt"])
+    close(golden.logits, golden["finetune/eval_logits"])
+
+
+def test_the_masks_of_the_reference_are_ours() -> None:
+    data, ours = TinyData(), tiny_model()
+    adam = Optim(OptimConfig("adam", 1e-2, 1e-4, "constant"))
+    views, log = ("prompted", "clean"), MemoryLog()
+    found = learn_masks(Search(ours, data, 0.3, 1, views, adam, adam, adam, log))
+    network = reference.add_scores(tiny_network())
+    model = reference.Reference(network, 8, 2, ours.label_map).train()
+    phase = reference.search(model, 0.3, reference.Rates(1e-2, 1e-2))
+    key = (*log.key, "search", 0)
+    for pair in zip(data.prompted.batches(*key), data.clean.batches(*key), strict=True):
+        phase.iteration(*pair)
+    theirs = reference.masks(network)
+    assert all(torch.equal(found[name], theirs[name]) for name in found)
+
+
+def test_a_scored_layer_keeps_its_bias_and_groups() -> None:
+    plain = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+    twin = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+    twin.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 4, 5, 5)
+    torch.testing.assert_close(reference.add_scores(nn.Sequential(twin))(x), plain(x))
+
+
+def test_contenders_take_turns_in_both_orders() -> None:
+    calls: list[str] = []
+    turns = Turns({"a": lambda: calls.append("a"), "b": None}, repeats=2, warm_up=0)
+    for _ in turns:
+        calls.append("b")
+    assert calls == ["b", "a", "a", "b"]
+
+
+def test_a_loop_gets_as_many_steps_as_announced() -> None:
+    turns = Turns({"a": lambda: None, "b": None}, repeats=3, iterations=4, warm_up=2)
+    assert len(list(turns)) == turns.steps == 20
+
+
+def test_a_ratio_is_of_neighbouring_measurements() -> None:
+    assert ratios([2, 9, 8], [1, 3, 2]) == {"median": 3, "min": 2, "max": 4}
+
+
+def test_the_result_line_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(search=ratios([1], [2]))
+    assert result(capsys) == {"search": {"median": 0.5, "min": 0.5, "max": 0.5}}
+
+
+TINY_STEP = ["--network", "resnet20", "--size", "8", "--batch", "4", "--iterations", "1",
+             "--repeats", "2", "--threads", "1"]  # fmt: skip
+
+
+def test_the_step_benchmark_prints_a_ratio_for_every_contender(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step.main(TINY_STEP)
+    found = result(capsys)
+    for name in ("search", "finetune", "eval"):
+        assert set(found[name]) == set(found[f"reference_{name}"]) == RATIO
+
+
+def test_the_profile_names_the_functions_of_a_half_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step.main([*TINY_STEP, "--profile"])
+    functions = {row["function"] for row in result(capsys)["half_step_ms"]}
+    assert any(name.startswith("pruning/scores.py") for name in functions)
+    assert any("backward" in name for name in functions)
+
+
+def test_the_data_benchmark_prints_ratios_with_and_without_cache(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data_benchmark.main(["--sizes", "8", "--images", "16", "--batch", "8", "--repeats", "1"])
+    found = result(capsys)
+    assert set(found["cached_8"]) == set(found["uncached_8"]) == RATIO
+
+
+def test_both_loaders_show_the_same_file(tmp_path: Path) -> None:
+    images = data_benchmark.random_images(1, tmp_path)
+    loader = data_benchmark.pil.loader(
+        images, torch.tensor([3]), data_benchmark.pil.plain(32), 1, shuffle=False
+    )
+    pixels, label = loader.dataset[0]
+    assert torch.equal(pixels, decode(images.path(0)) / 255) and label == 3
+
+
+def test_the_reference_run_writes_a_checkpoint_of_each_stage(tmp_path: Path) -> None:
+    settings = job.Job("resnet20", "digits", 8, 1, 32, 360, pad_size=1, densities=(0.5,),
+                       save_dir=str(tmp_path))  # fmt: skip
+    found = reference_run.run(settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"1prune.pth", "1best.pth"}
+    assert 0 <= found["accuracies"]["0.5"] <= 100
+
+
+def test_the_job_summary_has_ratios_copies_and_accuracies() -> None:
+    def run(kind: str, seed: int, seconds: float, memory: int) -> dict[str, Any]:
+        accuracies = {"0.2": 50.0 + seed}
+        return {"run": kind, "seed": seed, "seconds": seconds, "memory": memory, "written": 10,
+                "prunable": 100, "accuracies": accuracies}  # fmt: skip
+
+    runs = [run("ours", 1, 2, 3200), run("reference", 1, 6, 6400),
+            run("reference", 2, 8, 6400), run("ours", 2, 4, 3200), run("dense", 1, 1, 1600)]
+    found = job.summary(runs)
+    assert found["seconds"] == {"median": 2.5, "min": 2, "max": 3}
+    assert found["copies_over_dense"]["median"] == 4
+    assert found["accuracy"] == {"ours": {"0.2": 51.5}, "reference": {"0.2": 51.5}}
+
+
+@pytest.mark.slow
+def test_a_quick_job_measures_three_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    job.main(["--case", "b", "--quick", "--seeds", "7"])
+    found = result(capsys)
+    assert set(found["seconds"]) == set(found["memory"]) == RATIO
+
+
+def test_the_flags_of_a_job_are_flags_of_the_program() -> None:
+    from settings import read_config
+
+    config, _ = read_config(job.CASES["b"].flags())
+    assert config.levels == (0.5, 0.2) and config.data.input_size == 16
+
+
+def test_a_slope_is_an_exponent() -> None:
+    rows = [{"n": n, "t": 3 * n**1.5} for n in (1, 10, 100)]
+    assert scaling.slope(rows, "n", "t") == 1.5
+
+
+def test_scaling_prints_slopes_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "plot.png"
+    scaling.main(
+        ["--networks", "resnet20", "--size", "8", "--batch", "4", "--repeats", "1",
+         "--images", "64,128", "--epochs", "2", "--plot", str(plot)]
+    )  # fmt: skip
+    assert "epoch" in result(capsys)["slopes"] and plot.stat().st_size > 0
