@@ -39,9 +39,9 @@ class BilevelScores(LearnedScores):
         """
         effective = torch.cat([layer.weight.grad.flatten() for layer in self.layers.values()])
         if half == LOWER:
-            self.theta.grad = effective * self.keep
+            self.theta.grad = effective.mul_(self.factor)
         else:
-            implicit = self.dense - INVERSE_GAMMA * self.keep * effective
+            implicit = self.dense - INVERSE_GAMMA * self.factor * effective
             self.flat.grad = implicit * effective * self.flat.detach().sign()
 
 

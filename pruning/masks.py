@@ -56,21 +56,19 @@ def keep_top(scores: Mapping[str, Tensor], density: float) -> Masks:
     return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def select_top(values: Tensor, density: float, scratch: Tensor | None = None) -> Tensor:
+def select_top(values: Tensor, density: float) -> Tensor:
     """`keep_top` for one flat tensor (N,): a bool tensor (N,), True is kept.
 
-    `scratch` is memory like `values` that may be overwritten; without it some is allocated.
     On an accelerator nothing waits for the device, and a value that is not finite is for the
     caller to find.
     """
     pruned = pruned_count(values.numel(), density)
     if values.device.type != "cpu":
         return _select_on_device(values, pruned)
-    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        raise NumericError("a score is not finite and cannot decide a mask: lower --score_lr")
+    require_finite(values)
     if pruned == 0:
         return torch.ones_like(values, dtype=torch.bool)
-    threshold = kth_smallest(values, pruned, scratch)
+    threshold = kth_smallest(values, pruned, torch.empty_like(values))
     keep = values > threshold
     # numpy counts a bool array in a hundredth of the time of torch's sum.
     missing = values.numel() - pruned - int(np.count_nonzero(keep.numpy()))
@@ -80,14 +78,36 @@ def select_top(values: Tensor, density: float, scratch: Tensor | None = None) ->
     return keep
 
 
-def kth_smallest(values: Tensor, k: int, scratch: Tensor | None = None) -> Tensor:
+def write_mask(values: Tensor, density: float, out: Tensor) -> Tensor:
+    """`select_top` as 1.0 and 0.0 into `out`, a float tensor (N,); finite values are expected.
+
+    This is the step of a search: it allocates nothing unless the threshold value is a tie.
+    """
+    pruned = pruned_count(values.numel(), density)
+    if values.device.type != "cpu":
+        return out.copy_(_select_on_device(values, pruned))
+    if pruned == 0:
+        return out.fill_(1.0)
+    threshold = kth_smallest(values, pruned, out)
+    # What follows the k-th place in `out` is now the upper part, in no order.
+    if pruned < out.numel() and out[pruned:].min() == threshold:
+        return out.copy_(select_top(values, density))
+    return torch.gt(values, threshold, out=out)
+
+
+def require_finite(values: Tensor) -> None:
+    """Raises NumericError for a score that is not finite; the sum is looked at first."""
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+        raise NumericError("a score is not finite and cannot decide a mask")
+
+
+def kth_smallest(values: Tensor, k: int, scratch: Tensor) -> Tensor:
     """The k-th smallest (1-based) of a flat CPU tensor, as a tensor without dimensions.
 
+    `scratch` (N,) ends as a partition of the values: smaller ones before place k, larger after.
     numpy's selection takes a seventh of the time of torch.kthvalue here.
     """
-    scratch = torch.empty_like(values) if scratch is None else scratch
-    part = scratch.copy_(values.detach()).numpy()
-    part.partition(k - 1)
+    scratch.copy_(values.detach()).numpy().partition(k - 1)
     return scratch[k - 1].clone()
 
 

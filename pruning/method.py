@@ -37,7 +37,7 @@ Tensors = dict[str, Tensor]
 def make_anew(name: str, masks: Masks, make: Callable[[], Tensors]) -> Tensors:
     """Call `make`. The program gives a search a version that also keeps the result in a file.
 
-    The result must depend on the settings of the run, `name` and `masks` only.
+    The result must depend on the settings of the run, `name` and the given tensors only.
     """
     return make()
 
@@ -72,7 +72,6 @@ class Search:
     def prompt_groups(self) -> tuple[Group, ...]:
         """The prompt's parameters as a group of their own, or nothing when it takes no part."""
         return prompt_groups(self.model.prompt, self.views, self.prompt_optim)
-
 
     def batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches for scoring, from the first view of the search, drawn for this purpose."""

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, prunable, select_top
+from pruning.masks import Masks, prunable, require_finite, select_top, write_mask
 from pruning.method import Search
 from pruning.stage import Group, Stage, run_stage
 
@@ -31,7 +31,7 @@ class LearnedScores:
     While it is in use the network's weights are views of one flat tensor, so that a step is a few
     passes over memory that is allocated once; `release` gives them memory of their own again.
     Two buffers serve twice: from `take_gradients` to `refresh` nobody needs the masked weights,
-    and from `refresh` to `take_gradients` nobody needs the gradient.
+    and from `refresh` to `take_gradients` the gradient's memory holds the mask.
     """
 
     def __init__(self, network: nn.Module, density: float) -> None:
@@ -43,11 +43,12 @@ class LearnedScores:
         self.dense = torch.cat([weight.flatten() for weight in weights])
         self.flat = nn.Parameter(torch.cat([initial_score(weight).flatten() for weight in weights]))
         self._weights = torch.empty_like(self.dense)
-        self._gradient = torch.empty_like(self.dense)
+        self._gradient = self.factor = torch.empty_like(self.dense)  # factor: 1.0 is kept
         self._dense_parts = self.per_layer(self.dense)
         self._gradient_parts = self.per_layer(self._gradient)
         for name, part in self.per_layer(self._weights).items():
             self.layers[name].weight.data = part
+        require_finite(self.flat.detach())
         self.refresh()
 
     def per_layer(self, flat: Tensor) -> dict[str, Tensor]:
@@ -67,13 +68,17 @@ class LearnedScores:
     def refresh(self) -> None:
         """Renew the mask from |score| and write dense * mask into the network."""
         torch.abs(self.flat.detach(), out=self._weights)
-        self.keep = select_top(self._weights, self.density, self._gradient)
-        # A product with a bool tensor takes five times as long as with a float one.
-        torch.mul(self.dense, self._gradient.copy_(self.keep), out=self._weights)
+        write_mask(self._weights, self.density, out=self.factor)
+        torch.mul(self.dense, self.factor, out=self._weights)
+
+    @property
+    def keep(self) -> Tensor:
+        """The mask of the present scores, bool (N,)."""
+        return select_top(self.flat.detach().abs(), self.density)
 
     def masks(self) -> Masks:
-        """The present masks, by layer name."""
-        return self.per_layer(self.keep.clone())
+        """The masks of the present scores, by layer name."""
+        return self.per_layer(self.keep)
 
     def release(self) -> None:
         """Give the network's weights memory of their own."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from utils.errors import NumericError
 from utils.optim import Optim
-from utils.seed import key_seed
+from utils.seed import reseed
 
 PROMPTED, CLEAN, OTHER = "prompted", "clean", "other"
 # Where each view's batches come from, and what tells its draws from those of its source.
@@ -156,6 +156,7 @@ class _Training:
     def __init__(self, model: nn.Module, stage: Stage, data: Any, log: Log) -> None:
         self.model, self.stage, self.data, self.log = model, stage, data, log
         self._required = {p: p.requires_grad for p in model.parameters()}
+        self._was_training = model.training
         self.moving = tuple(p for group in stage.groups for p in group.params)
         self._freeze()
         built = [g.optim.build(g.params, stage.epochs) for g in stage.groups]
@@ -164,7 +165,8 @@ class _Training:
         self.best = _Best()
         self.first_epoch = self.first_step = 0
         self.position = (0, 0)
-        self._finite = torch.ones((), dtype=torch.bool, device=self.moving[0].device)
+        self._device = self.moving[0].device
+        self._finite = torch.ones((), dtype=torch.bool, device=self._device)
         self.tallies = {view: Tally() for view in stage.views}
         state = log.resume(stage.name)
         if state is not None:
@@ -177,7 +179,8 @@ class _Training:
             param.requires_grad_(True)
 
     def thaw(self) -> None:
-        """Put requires_grad back as it was found and let the gradients go."""
+        """Put mode and requires_grad back as they were found and let the gradients go."""
+        self.model.train(self._was_training)
         for param, required in self._required.items():
             param.requires_grad_(required)
             param.grad = None
@@ -207,7 +210,7 @@ class _Training:
             self.position = (epoch, step)
             now = {view: next(stream) for view, stream in batches.items()}
             for half, view in enumerate(self.stage.views):
-                torch.manual_seed(key_seed(*key, step, half))
+                reseed(self._device, *key, step, half)
                 self._half_step(half, view, *now[view])
             if self.log.stop_requested():
                 self.log.save(self.state(epoch, step + 1))
@@ -335,7 +338,7 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     model.eval()
     tally = Tally()
     for step, (images, labels) in enumerate(view.batches()):
-        torch.manual_seed(key_seed("evaluate", step))
+        reseed(images.device, "evaluate", step)
         logits = model(images, prompted=prompted)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
     model.train(was_training)

@@ -20,7 +20,9 @@ from pruning.masks import (
     layer_densities,
     prunable,
     pruned_count,
+    select_top,
     total_count,
+    write_mask,
 )
 from pruning.stage import Group, Stage, run_stage
 from utils.errors import NumericError
@@ -158,7 +160,17 @@ def test_selection_leaves_the_scores_alone(scores: dict[str, Tensor], density: f
 @given(st.lists(VALUES, min_size=1, max_size=20), st.data())
 def test_kth_smallest_is_the_order_statistic(values: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
-    assert float(kth_smallest(torch.tensor(values), k)) == torch.tensor(values).sort().values[k - 1]
+    scratch = torch.empty(len(values))
+    found = kth_smallest(torch.tensor(values), k, scratch)
+    assert float(found) == torch.tensor(values).sort().values[k - 1]
+    assert scratch[:k].max() == found and (scratch[k:] >= found).all()
+
+
+@given(st.lists(VALUES, min_size=1, max_size=20), st.floats(0.01, 1))
+def test_a_written_mask_is_the_selection_as_numbers(values: list[float], density: float) -> None:
+    scores = torch.tensor(values)
+    written = write_mask(scores, density, out=torch.empty_like(scores))
+    assert torch.equal(written, select_top(scores, density).float())
 
 
 def test_convolutions_and_linear_layers_are_prunable_and_nothing_else() -> None:

@@ -20,6 +20,19 @@ def generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(key_seed(*key))
 
 
+def reseed(device: torch.device, *key: object) -> None:
+    """Restart the streams that layers draw from (dropout), on the CPU and on `device`.
+
+    torch.manual_seed does the same for every device there is, and takes 0.2 ms.
+    """
+    seed = key_seed(*key)
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device.
 
