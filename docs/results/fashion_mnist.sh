@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # VPNs, its control without a trainable pixel, HYDRA, OMP, random masks and the dense network on 6,000
 # training images of Fashion-MNIST (a fixed stratified choice) and all 10,000 test images, from the
-# shipped ResNet-20, which was trained on the whole training set: 16 passes for each level, OMP twice. The
+# shipped ResNet-20, which was trained on the whole training set: 8 passes for each level, OMP twice. The
 # report goes to docs/results/fashion_mnist. Half an hour on two cores.
 #   DATA=/folder/of/ubyte.gz bash docs/results/fashion_mnist.sh
 set -euo pipefail
@@ -12,11 +12,11 @@ common+=" --data ${DATA:-dataset} --train_images 6000 --batch_size 64 --eval_eve
 common+=" --density_list 0.1,0.05,0.02 --score_lr 0.01 --score_vp_lr 0.01"
 seeds=${SEEDS:-7 9 17}
 
-queue dense 16 "$seeds"
-queue vpns 4 "$seeds"
-queue vpns 4 "$seeds" --pad_size 0
-queue hydra 8 "$seeds"
-queue omp 16 "$seeds"
-queue random 16 "$seeds"
+queue dense 8 "$seeds"
+queue vpns 2 "$seeds"
+queue vpns 2 "$seeds" --pad_size 0
+queue hydra 4 "$seeds"
+queue omp 8 "$seeds"
+queue random 8 "$seeds"
 run_queue
 "$PYTHON" -m utils.report "$save_dir/fashion" --out docs/results/fashion_mnist
