@@ -23,6 +23,8 @@ from utils.config import flatten, replace_flags
 from utils.errors import UsageError
 from utils.tensors import read_tensors
 
+WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -47,7 +49,8 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
     checkpoint = read_checkpoint(path, known | chosen)
-    config = complete(replace_flags(Config(), dict(checkpoint.flags) | known | chosen))
+    flags = {**checkpoint.flags, **known, **chosen, **WHOLE}
+    config = complete(replace_flags(Config(), flags))
     model = checkpoint.model.to(device)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
     classes = _outputs(model, config)

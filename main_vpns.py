@@ -44,7 +44,7 @@ from settings import (
 )
 from utils.checkpoint import load_model
 from utils.config import flatten
-from utils.errors import UsageError, Interrupted, VPNsError
+from utils.errors import Interrupted, UsageError, VPNsError
 from utils.files import sha256_file, write_problem
 from utils.identity import (
     config_hash,

@@ -135,7 +135,7 @@ class PruneConfig:
     )
     post_prompt: str = flag(
         "none",
-        "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, finetuned after it",
+        "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, finetuned after",
         choices=("none", "zeroshot", "finetuned"),
         group="method",
     )

@@ -136,6 +136,8 @@ def parse_flags(defaults: T, argv: Sequence[str], **parser_options: Any) -> tupl
 def _add_argument(group: Any, name: str, about: Mapping[str, Any], default: Any) -> None:
     """Add one flag. Defaults stay out of argparse, so that a typed value is recognisable."""
     shown = "" if default is None else f" (default: {_shown(default)})"
+    if default is True:
+        shown = f" (default: yes; --no_{name} for no)"
     text = (about["help"] + shown).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": name}
     if isinstance(default, bool):

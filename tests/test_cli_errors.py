@@ -1,0 +1,188 @@
+"""What goes wrong: one line, the right exit code, no traceback, nothing half-written."""
+
+import json
+import resource
+
+import pytest
+import torch
+from cli import SMALL, call, files, finish, forked, hashes, only_run, run, start
+
+import main_vpns
+
+QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
+
+USAGE = {
+    "misspelt flag": (["--densitylist", "0.1"], "did you mean --density_list?"),
+    "abbreviated flag": (["--epoch", "3"], "did you mean --epochs?"),
+    "stray word": (["train"], "unknown argument 'train'"),
+    "flag without a value": (["--epochs"], "expected one argument"),
+    "density 0": (["--density_list", "0"], "density 0 keeps no weight"),
+    "density 1.2": (["--density_list", "0.5,1.2"], "1.2 is out of range"),
+    "density -1": (["--density_list", "-1"], "-1 is out of range"),
+    "density nan": (["--density_list", "nan"], "nan is out of range"),
+    "density of a word": (["--density_list", "half"], "'half' is not a number"),
+    "no density": (["--density_list", ","], "no density given"),
+    "epochs -1": (["--epochs", "-1"], "-1 is out of range: it must be at least 0"),
+    "epochs 1.5": (["--epochs", "1.5"], "'1.5' is not an integer"),
+    "batch 0": (["--batch_size", "0"], "0 is out of range: it must be at least 1"),
+    "workers -1": (["--workers", "-1"], "out of range"),
+    "negative rate": (["--weight_lr", "-0.1"], "out of range"),
+    "infinite rate": (["--score_lr", "inf"], "out of range"),
+    "momentum 2": (["--momentum", "2"], "it must be from 0 to 1"),
+    "val_fraction 0.9": (["--val_fraction", "0.9"], "it must be from 0 to 0.5"),
+    "steps beyond the end": (["--decreasing_step", "0.5,1.5"], "1.5 is out of range"),
+    "seed of 65 bits": (["--seed", str(2**64)], "out of range"),
+    "negative seed": (["--seed", "-1"], "out of range"),
+    "pad beyond half": (["--pad_size", "5"], "pad_size 5 is out of range: 0 to 4"),
+    "mask beyond the canvas": (["--prompt_method", "fix", "--mask_size", "9"], "mask_size 9"),
+    "image beyond the canvas": (["--input_size", "9"], "input_size 9 is larger than output_size 8"),
+    "expand without a ring": (["--prompt_method", "expand"], "leaves no ring"),
+    "unknown dataset": (["--dataset", "cifar1000"], "did you mean 'cifar100'?"),
+    "unknown network": (["--network", "resnet19"], "did you mean 'resnet18'?"),
+    "unknown method": (["--prune_method", "vpn"], "did you mean 'vpns'?"),
+    "unknown optimizer": (["--weight_optimizer", "sdg"], "did you mean 'sgd'?"),
+    "weights of another network": (["--weights", "imagenet"], "resnet20 has no weights 'imagenet'"),
+    "weights of no network": (["--weights", "imagenett"], "resnet20 has no weights 'imagenett'"),
+    "more classes than sources": (["--dataset", "cifar100"],
+                                  "100 target classes cannot be mapped to 10 source classes"),
+    "more images than there are": (["--train_images", "5000"], "digits has 1437 training images"),
+    "post_prompt without a prompt": (["--prompt_method", "none", "--post_prompt", "zeroshot"],
+                                     "--post_prompt needs a prompt"),
+    "init_from without a file": (["--init_from"], "--init_from needs a file"),
+    "a chain that rises": (["--prune_method", "lth", "--density_list", "0.1,0.2"],
+                           "from the highest to the lowest"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_usage_errors_are_one_line_and_exit_with_2(tmp_path, case):
+    words, text = USAGE[case]
+    done = run(tmp_path, *words)
+    assert (done.code, done.out) == (2, "") and text in done.error
+
+
+OTHER = {
+    "no GPU": (["--device", "cuda"], 1, "cuda"),
+    "unknown device": (["--device", "tpu9"], 1, "tpu9"),
+    "missing weights": (["--weights", "nowhere/w.pth"], 1, "nowhere/w.pth does not exist"),
+    "missing mask": (["--init_mask", "nowhere/m.pth"], 1, "nowhere/m.pth does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_other_errors_are_one_line_and_have_their_code(tmp_path, case):
+    if case == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words, code, text = OTHER[case]
+    done = run(tmp_path, *QUICK, *words)
+    assert done.code == code and text in done.error
+
+
+def test_usage_errors_create_no_folder(tmp_path):
+    run(tmp_path / "result", "--pad_size", 5)
+    assert not (tmp_path / "result").exists()
+
+
+def test_missing_data_exits_with_4_and_names_the_folder(tmp_path):
+    words = ["--network", "resnet18", "--dataset", "cifar10", "--data", tmp_path / "data"]
+    done = call(*SMALL, *words, "--no_download", "--save_dir", tmp_path / "result")
+    assert done.code == 4
+    assert str(tmp_path / "data") in done.error and "cifar-10-batches-py" in done.error
+
+
+def test_failed_run_says_so_in_run_json(tmp_path):
+    words = ["--dataset", "imagefolder", "--data", tmp_path / "nothing", "--train_images", 0]
+    done = run(tmp_path / "result", *words)
+    state = json.loads((only_run(tmp_path / "result") / "run.json").read_text())
+    assert done.code == 4 and state["state"] == "failed" and state["reason"] == done.error
+
+
+def test_save_dir_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(tmp_path / "file", *QUICK)
+    assert done.code == 1 and done.error.endswith("choose another folder with --save_dir")
+
+
+def test_file_in_place_of_the_level_is_one_line(tmp_path):
+    folder = run(tmp_path, *QUICK, "--density_list", "0.2", "--epochs", 0).folder
+    (folder / "d0.1").write_text("")
+    done = run(tmp_path, *QUICK, "--epochs", 0)
+    assert done.code == 1 and str(folder / "d0.1") in done.error
+
+
+# A full disk
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"), *QUICK)
+
+
+@pytest.mark.parametrize("room", [500, 4000, 30_000, 600_000, 1_500_000])
+def test_full_disk_is_one_line_and_the_run_goes_on_later(undisturbed, tmp_path, room):
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    full = forked(tmp_path / "run", *QUICK, before=little_room)
+    assert full.code == 1 and "no room to write" in full.error
+    left = files(tmp_path / "run")
+    assert not [name for name in left if name.endswith(".tmp")]
+    assert not [name for name in left if f"{name}.sha256" not in left and ".safet" in name[-12:]]
+    again = run(tmp_path / "run", *QUICK)
+    assert hashes(again.folder) == hashes(undisturbed.folder)
+
+
+# Numbers
+
+
+def test_loss_that_is_not_finite_exits_with_3(tmp_path):
+    done = run(tmp_path, *QUICK, "--weight_lr", "1e30", "--epochs", 2)
+    assert done.code == 3 and done.error.endswith("lower the learning rate")
+    assert "density 0.1, stage finetune, epoch 1, step 1" in done.error
+
+
+def test_run_that_was_not_finite_keeps_its_search(tmp_path):
+    run(tmp_path, *QUICK, "--weight_lr", "1e30", "--epochs", 2)
+    folder = only_run(tmp_path)
+    assert (folder / "d0.1/search.safetensors").exists()
+    assert not (folder / "d0.1/model.safetensors").exists()
+    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+
+
+# What nobody expected
+
+
+def break_down(*args):
+    raise RuntimeError("two\nlines")
+
+
+def test_unexpected_error_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(main_vpns, "load_data", break_down)
+    done = run(tmp_path, *QUICK)
+    assert done.code == 1
+    assert done.error == "RuntimeError: two lines (this is a bug: run with --debug and report it)"
+
+
+def test_debug_shows_the_traceback_before_the_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(main_vpns, "load_data", break_down)
+    done = run(tmp_path, *QUICK, "--debug")
+    assert done.err.startswith("Traceback") and "in break_down" in done.err
+    assert done.err.splitlines()[-1].startswith("error: RuntimeError")
+
+
+def test_debug_shows_the_traceback_of_a_usage_error():
+    assert call("--debug", "--epochs", "-1").err.startswith("Traceback")
+
+
+def test_lack_of_memory_names_the_flags_to_lower(tmp_path, monkeypatch):
+    def too_much(*args):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    monkeypatch.setattr(main_vpns, "load_data", too_much)
+    assert "lower --batch_size" in run(tmp_path, *QUICK).error
+
+
+def test_process_of_its_own_prints_one_line_and_exits_with_2(tmp_path):
+    done = finish(start("--densitylist", "0.1", cwd=tmp_path))
+    assert done.code == 2 and "did you mean --density_list?" in done.error and not done.out
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,311 @@
+"""`--evaluate` through the command line: every kind of checkpoint, and files that are none."""
+
+import os
+import pickle
+import shutil
+import sys
+import types
+
+import pytest
+import torch
+import torchvision
+from cli import SMALL, at_call, call, finish, forked, only_run, run, send, start
+from PIL import Image
+from test_foreign import authors_mask, checkpoint, layers_of, scores_of
+
+from data import DataConfig, load_data
+from utils.level import Level
+
+LEVEL = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"), *LEVEL, "--keep_states")
+
+
+@pytest.fixture
+def level(trained):
+    return trained.folder / "d0.1"
+
+
+def evaluate(source, *words):
+    return call("--evaluate", source, "--device", "cpu", "--workers", 0, *words)
+
+
+# Files of ours
+
+
+def test_model_has_the_accuracies_of_its_run(trained, level):
+    (row,) = trained.result["rows"]
+    found = evaluate(level / "model.safetensors").result
+    assert (found["clean"], found["prompted"]) == (row["clean"], row["prompted"])
+    assert (found["kept"], found["prunable"]) == (row["kept"], row["prunable"])
+    assert found["images"] == 360 and found["claimed"] == row["clean"]
+    assert found["sparsity"] == pytest.approx(1 - row["kept"] / row["prunable"], abs=1e-8)
+
+
+def test_end_of_the_search_has_the_accuracy_after_it(trained, level):
+    found = evaluate(level / "search.safetensors").result
+    assert found["clean"] == trained.result["rows"][0]["after_search"]
+
+
+def test_last_state_of_fine_tuning_has_the_final_accuracy(trained, level):
+    *_, newest = sorted(level.glob("state-*.pt"))
+    (row,) = trained.result["rows"]
+    found = evaluate(newest).result
+    assert (found["clean"], found["prompted"]) == (row["clean"], row["prompted"])
+    assert found["kept"] == row["kept"]
+
+
+@pytest.mark.parametrize("mapping", ["flm", "none"])
+def test_last_state_of_the_search_has_the_accuracy_after_it(tmp_path, mapping):
+    words = [*LEVEL, "--label_mapping_mode", mapping]
+    kill = (Level, "save", 2, send("SIGKILL"), True)
+    forked(tmp_path / "killed", *words, before=lambda: at_call(*kill))
+    found = evaluate(only_run(tmp_path / "killed") / "d0.1/state-2.pt").result
+    (row,) = run(tmp_path / "killed", *words).result["rows"]
+    assert (found["clean"], found["kept"]) == (row["after_search"], row["kept"])
+
+
+@pytest.mark.parametrize("words", [
+    ["--prompt_method", "none"], ["--prompt_method", "random"], ["--label_mapping_mode", "none"],
+    ["--prune_method", "dense"], ["--post_prompt", "zeroshot"],
+])  # fmt: skip
+def test_models_of_other_runs_have_the_accuracies_of_their_run(tmp_path, words):
+    done = run(tmp_path, "--density_list", "0.1", "--eval_every", 0, *words)
+    (row,) = done.result["rows"]
+    (model,) = done.folder.glob("d*/model.safetensors")
+    found = evaluate(model).result
+    assert found["clean"] == row["clean"] and found["kept"] == row["kept"]
+    if row["prompted"] is not None:
+        assert found["prompted"] == row["prompted"]
+
+
+def test_model_without_its_side_car_is_still_measured(trained, level, tmp_path):
+    shutil.copy(level / "model.safetensors", tmp_path)
+    found = evaluate(tmp_path / "model.safetensors").result
+    assert found["clean"] == trained.result["rows"][0]["clean"]
+
+
+def test_file_url_is_measured_like_its_path(level):
+    path = level / "model.safetensors"
+    assert evaluate(path.as_uri()).result == evaluate(path).result
+
+
+@pytest.mark.slow
+def test_process_of_its_own_prints_the_same_result(level):
+    words = ["--evaluate", level / "model.safetensors", "--device", "cpu", "--workers", 0]
+    assert finish(start(*words)).result == evaluate(level / "model.safetensors").result
+
+
+def test_evaluation_leaves_no_folder(level, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate(level / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# The authors' files
+
+
+def test_inferred_density_of_an_authors_file_is_noted(tmp_path):
+    file = checkpoint("resnet20", 0.4)
+    file["mapping_sequence"] = torch.randperm(10)
+    torch.save(file, tmp_path / "2best.pth")
+    found = evaluate(tmp_path / "2best.pth", "--dataset", "digits").result
+    assert found["network"] == "resnet20" and found["claimed"] == pytest.approx(83.16)
+    assert found["kept"] == found["prunable"] - int((1 - 0.4) * found["prunable"])
+    assert any("density 0.4 inferred" in note for note in found["notes"])
+
+
+@pytest.fixture(scope="module")
+def authors(tmp_path_factory):
+    """A ResNet-18 in their format, and the network that it stands for."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None)
+    layers = layers_of(network)
+    scores = scores_of(layers)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    state |= {f"{name}.popup_scores": score for name, score in scores.items()}
+    region = torch.ones(3, 32, 32)
+    region[:, 4:28, 4:28] = 0
+    path = tmp_path_factory.mktemp("authors") / "2best.pth"
+    mapping = torch.randperm(1000)[:10]
+    torch.save(
+        {
+            "state_dict": state,
+            "visual_prompt": {"program": torch.rand(3, 32, 32), "mask": region},
+            "mapping_sequence": mapping,
+            "ckpt_test_acc": 0.125,
+        },
+        path,
+    )
+    with torch.no_grad():
+        for name, mask in authors_mask(scores, 0.4).items():
+            layers[name].weight *= mask
+    return path, network.eval(), mapping
+
+
+def accuracy(network, mapping):
+    """On the digits at 32 pixels, in percent: without a line of ours but the images."""
+    config = DataConfig(dataset="digits", workers=0)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    right = seen = 0
+    for images, labels in load_data(config, 32, 60, torch.device("cpu")).test.batches():
+        with torch.no_grad():
+            predicted = network((images - mean) / std)[:, mapping].argmax(1)
+        right, seen = right + int((predicted == labels).sum()), seen + len(labels)
+    return 100 * right / seen
+
+
+DIGITS = ["--dataset", "digits", "--input_size", 32, "--batch_size", 60]
+
+
+def test_authors_file_is_measured_as_they_did(authors):
+    path, network, mapping = authors
+    found = evaluate(path, *DIGITS, "--density", 0.4).result
+    assert found["clean"] == pytest.approx(accuracy(network, mapping), abs=1e-4)
+    assert (found["network"], found["claimed"]) == ("resnet18", 12.5)
+    assert found["prunable"] == 11_678_912 and found["kept"] == 4_671_565
+    assert found["prompted"] is not None and found["images"] == 360
+
+
+def test_zoo_name_is_downloaded_and_measured(authors, monkeypatch, tmp_path):
+    def download(url, output, quiet):
+        return shutil.copy(authors[0], output)
+
+    monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=download))
+    monkeypatch.setenv("VPNS_CACHE", str(tmp_path))
+    found = evaluate("resnet18_cifar100_s60", *DIGITS).result
+    assert found["checkpoint"] == str(tmp_path / "resnet18_cifar100_s60.pth")
+    assert found["kept"] == 4_671_565
+
+
+def test_failed_download_names_the_link_and_leaves_nothing(monkeypatch, tmp_path):
+    module = types.SimpleNamespace(download=lambda **options: None)
+    monkeypatch.setitem(sys.modules, "gdown", module)
+    monkeypatch.setenv("VPNS_CACHE", str(tmp_path))
+    done = evaluate("resnet18_cifar10_s40")
+    link = "https://drive.google.com/file/d/1iONKgIyJf5XIqMIQDnreQgyzDfa4KyFh/view"
+    assert done.code == 1 and not list(tmp_path.iterdir())
+    assert done.err.splitlines()[-1].startswith(f"error: cannot fetch {link}")
+
+
+def test_authors_file_needs_a_dataset(authors):
+    done = evaluate(authors[0], "--density", 0.4)
+    assert done.code == 2 and "name it with --dataset" in done.error
+
+
+def test_authors_file_without_hint_of_its_density_asks_for_it(authors):
+    done = evaluate(authors[0], *DIGITS)
+    assert done.code == 2 and "give it with --density" in done.error
+
+
+# What is refused
+
+
+def flipped(path, folder):
+    """A copy of a file and its side-car with one bit changed."""
+    copy = folder / path.name
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    copy.write_bytes(data)
+    shutil.copy(f"{path}.sha256", f"{copy}.sha256")
+    return copy
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "search.safetensors"])
+def test_flipped_bit_is_noticed(level, tmp_path, name):
+    copy = flipped(level / name, tmp_path)
+    done = evaluate(copy)
+    assert done.code == 1 and done.error.startswith(f"checksum mismatch: {copy}")
+
+
+def test_flipped_bit_in_a_state_is_noticed(level, tmp_path):
+    done = evaluate(flipped(next(level.glob("state-*.pt")), tmp_path))
+    assert done.code == 1 and "checksum mismatch" in done.error
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state-1.pt", "best.pth"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all" * 50])
+def test_damaged_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    done = evaluate(tmp_path / name, "--dataset", "digits")
+    assert done.code == 1 and str(tmp_path / name) in done.error
+
+
+def test_cut_off_model_is_refused(level, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((level / "model.safetensors").read_bytes()[:-1000])
+    done = evaluate(path)
+    assert done.code == 1 and "is damaged" in done.error
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.command = f"touch {marker}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def as_pickle(what, path):
+    path.write_bytes(pickle.dumps(what))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"), [(torch.save, "is refused: reading it would call"), (as_pickle, "is not")]
+)
+def test_file_that_would_run_code_is_refused_and_runs_none(tmp_path, write, reason):
+    write({"state_dict": Trap(tmp_path / "marker")}, tmp_path / "evil.pth")
+    done = evaluate(tmp_path / "evil.pth", "--dataset", "digits", "--density", 0.4)
+    assert done.code == 1 and f"evil.pth {reason}" in done.error
+    assert not (tmp_path / "marker").exists()
+
+
+def test_missing_file_is_named(tmp_path):
+    done = evaluate(tmp_path / "none.safetensors")
+    assert done.code == 1 and done.error == f"{tmp_path / 'none.safetensors'} is not a file"
+
+
+def test_misspelt_zoo_name_gets_the_nearest():
+    assert "did you mean resnet18_cifar100_s60" in evaluate("resnet18_cifar100_60").error
+
+
+def test_weights_without_our_metadata_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "plain.safetensors")
+    done = evaluate(tmp_path / "plain.safetensors")
+    assert done.code == 1 and "is not a model file of ours" in done.error
+
+
+@pytest.mark.parametrize("mapping", ["flm", "none"])
+def test_dataset_with_other_classes_is_refused(level, tmp_path, mapping):
+    model = level / "model.safetensors"
+    if mapping == "none":
+        words = ["--density_list", "0.1", "--epochs", 0, "--label_mapping_mode", "none"]
+        model = run(tmp_path, *words).folder / "d0.1/model.safetensors"
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / part / label / "0.png")
+    done = evaluate(model, "--dataset", "imagefolder", "--data", tmp_path / "images")
+    assert done.code == 2
+    assert done.error.endswith(
+        "tells 10 classes apart, imagefolder has 2: name its dataset with --dataset"
+    )
+
+
+def test_missing_data_is_an_error_of_the_data(level, tmp_path):
+    words = ["--dataset", "cifar10", "--data", tmp_path, "--no_download"]
+    assert evaluate(level / "model.safetensors", *words).code == 4
+
+
+def test_small_flags_do_not_leak_into_an_evaluation(level):
+    found = evaluate(level / "model.safetensors").result
+    again = call(*SMALL, "--evaluate", level / "model.safetensors").result
+    assert again["clean"] == found["clean"]
