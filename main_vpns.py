@@ -15,49 +15,35 @@ from typing import Any
 import torch
 
 from data import Data, load_data
-from evaluation import evaluate_checkpoint
 from models import PromptedClassifier, build_network
 from models.artifact import export, masks_of, restore
 from models.backbones import backbone
 from models.label_map import count_predictions, frequency_mapping, random_mapping
-from models.mask_file import read_mask_file, start_from
+from program.evaluation import evaluate_checkpoint
+from program.folder import announce, run_folder, shared_settings
+from program.given import given_masks, trained_level
+from program.plan import plan
+from program.settings import Config, check_classes, read_config
 from pruning import METHODS, Search
 from pruning.masks import (
     MaskKeeper,
     Masks,
     apply_masks,
-    density_of,
     kept_count,
     layer_densities,
     pruned_count,
     total_count,
 )
-from pruning.method import Trained, prompt_groups
+from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, evaluate, nothing, run_stage
-from settings import (
-    Config,
-    check_classes,
-    default_flags,
-    plan,
-    read_config,
-    shared_settings,
-)
-from utils.checkpoint import load_model
 from utils.config import flatten
-from utils.errors import Interrupted, UsageError, VPNsError
-from utils.files import sha256_file, write_problem
-from utils.identity import (
-    config_hash,
-    identity,
-    model_flags,
-    nearest,
-    resumed_folder,
-    set_aside,
-)
+from utils.errors import Interrupted, VPNsError
+from utils.files import write_problem
+from utils.identity import model_flags
 from utils.level import Level
 from utils.plots import draw_run
 from utils.runlog import COLUMNS, Run, environment, open_run
-from utils.seed import pick_device
+from utils.seed import choose_device
 from utils.shared import Shared
 from utils.signals import Stop
 
@@ -70,7 +56,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         levels = open_levels(config, log)
         rows = [level.result() for level in levels]
         if None in rows:
-            device = choose_device(config)
+            device = choose_device(config.run.device, config.run.gpu)
             data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
             make_levels(config, levels, rows, data, device)
         elif not log.was_done:
@@ -118,7 +104,7 @@ def make_level(
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
     model = build_model(config, len(data.classes), device)
     masks, before = find_or_load_masks(config, level, data, model)
-    if config.finetunes:
+    if config.finetunes and not level.reached("post_prompt"):
         run_stage(model, finetuning(config, model, masks, data, level), data, level)
     if config.method.post_prompt != "none":
         run_stage(model, post_prompting(config, model, data), data, level)
@@ -185,15 +171,6 @@ def find_or_load_masks(
     return masks, accuracies
 
 
-def trained_level(level: Level | None) -> Trained | None:
-    """The finished level that a chained method goes on from; None at the first."""
-    if level is None:
-        return None
-    tensors, meta = load_model(level.model_path)
-    masks = masks_of(tensors, meta)
-    return Trained(level.density, masks, {name: tensors[f"{name}.weight"] for name in masks})
-
-
 def label_mapping(
     config: Config, data: Data, model: PromptedClassifier
 ) -> Callable[[], None]:
@@ -252,37 +229,9 @@ def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Sta
         groups=prompt_groups(model.prompt, (PROMPTED,), config.optim("weight_vp")),
         views=(PROMPTED,),
         frozen_statistics=True,
+        carried=tuple(model.network.parameters()),
         before_epoch=label_mapping(config, data, model) if renewed else nothing,
     )
-
-
-def given_masks(config: Config) -> Callable[[Search], Masks] | None:
-    """A search that takes the masks of a file, and with --init_from all else; None without one."""
-    method = config.method
-    source = method.init_mask or method.init_from
-    if source is None:
-        return None
-    file = read_mask_file(Path(source), config.levels[0] if len(config.levels) == 1 else None)
-
-    def find_masks(search: Search) -> Masks:
-        kept, total = kept_count(file.masks), total_count(file.masks)
-        if total - pruned_count(total, search.density) != kept:
-            raise UsageError(
-                f"{source} keeps {kept} of {total} weights, which is not density "
-                f"{search.density:g}: ask for --density_list {density_of(kept, total)!r}"
-            )
-        if method.init_from is not None:
-            path = Path(method.init_from or source)
-            start_from(search.model, read_mask_file(path, search.density), path)
-        masks = {name: mask.to(search.model.mean.device) for name, mask in file.masks.items()}
-        try:
-            apply_masks(search.model.network, masks)
-        except ValueError as error:
-            raise VPNsError(f"{source}: {error}") from error
-        search.remap()
-        return masks
-
-    return find_masks
 
 
 def percent(counts: Any) -> float:
@@ -331,55 +280,6 @@ def save_level(
     )
 
 
-def choose_device(config: Config) -> torch.device:
-    """The device of --device or --gpu; a GPU that is not there means the CPU, and a note."""
-    name = config.run.device
-    if config.run.gpu is not None and name == "auto":
-        if torch.cuda.is_available():
-            name = f"cuda:{config.run.gpu}"
-        else:
-            print(f"note: --gpu {config.run.gpu}: no GPU here, running on the CPU")
-    try:
-        return pick_device(name)
-    except ValueError as error:
-        raise VPNsError(str(error)) from error
-
-
-def run_folder(config: Config) -> Path:
-    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names."""
-    flags = flatten(config)
-    if config.run.resume not in ("auto", "none"):
-        return resumed_folder(config.run.resume, flags)
-    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
-    chosen = identity(flags, default_flags(config))
-    if METHODS[config.method.prune_method].chained:
-        chosen["density_list"] = config.levels
-    for source in ("init_mask", "init_from"):
-        if chosen.get(source):
-            chosen[source] = content_of(Path(chosen[source]))
-    digest = config_hash(chosen)
-    parent = Path(config.run.save_dir, config.run.experiment_name, name)
-    return parent / f"seed{config.run.seed}-{digest}"
-
-
-def content_of(path: Path) -> str:
-    """SHA-256 of a file that is a setting: its content counts, not its name."""
-    if not path.is_file():
-        raise VPNsError(f"{path} does not exist")
-    return sha256_file(path)
-
-
-def announce(config: Config, folder: Path) -> None:
-    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
-    if config.ignored:
-        only = ", ".join(f"{density:g}" for density in config.ignored)
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
-    if config.run.resume == "none" and (aside := set_aside(folder)):
-        print(f"note: the earlier run is now {aside}")
-    if not folder.exists() and (line := nearest(folder, flatten(config))):
-        print(f"note: {line}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -391,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = Stop()
         stop.install()
         if config.run.evaluate:
-            result = evaluate_checkpoint(config, typed, choose_device(config))
+            device = choose_device(config.run.device, config.run.gpu)
+            result = evaluate_checkpoint(config, typed, device)
         else:
             result = run(config, stop)
         print("RESULT " + json.dumps(result))

@@ -10,7 +10,12 @@ from prompts.pad import PadPrompt
 from prompts.random import RandomPrompt
 from utils.config import flag, number
 
-__all__ = ["PROMPTS", "PromptConfig", "Sizes", "VisualPrompt", "build_prompt",
+__all__ = [
+    "PROMPTS",
+    "PromptConfig",
+    "Sizes",
+    "VisualPrompt",
+    "build_prompt",
     "has_prompt",
 ]
 
@@ -71,7 +76,7 @@ def build_prompt(kind: str, sizes: Sizes) -> VisualPrompt | None:
 
     Raises ValueError for sizes that do not fit one another.
     """
-    if sizes.input > sizes.output:
+    if has_prompt(kind) and sizes.input > sizes.output:
         raise ValueError(
             f"input_size {sizes.input} is larger than output_size {sizes.output}: "
             "the canvas must hold the image"

@@ -90,6 +90,7 @@ class Stage:
     any_density: bool = False  # draws start from the seed alone: one result for all densities
     frozen_statistics: bool = False  # BatchNorm and dropout as in evaluation
     keep_best: bool = False  # end with the best validation epoch, where there is a validation view
+    carried: tuple[nn.Parameter, ...] = ()  # frozen, yet in the states: no need to go further back
     before_epoch: Callable[[], None] = nothing
     before_step: Callable[[int], None] = nothing  # given the half-step, before the optimizers
     after_step: Callable[[], None] = nothing  # must be repeatable: it also follows a restored state
@@ -292,7 +293,8 @@ class _Training:
         """All that training changes, by name: the moving parameters and the model's buffers."""
         names = {param: name for name, param in self.model.named_parameters()}
         moving = {names.get(p, g.name): p.detach() for g in self.stage.groups for p in g.params}
-        return moving | dict(self.model.named_buffers())
+        carried = {names[param]: param.detach() for param in self.stage.carried}
+        return moving | carried | dict(self.model.named_buffers())
 
     def state(self, epoch: int, step: int) -> dict[str, Any]:
         """What a restart needs and cannot compute; `epoch` and `step` are the next ones.

@@ -224,7 +224,7 @@ def test_a_quick_job_measures_three_processes(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_flags_of_a_job_are_flags_of_the_program() -> None:
-    from settings import read_config
+    from program.settings import read_config
 
     config, _ = read_config(job.CASES["b"].flags())
     assert config.levels == (0.5, 0.2) and config.data.input_size == 16

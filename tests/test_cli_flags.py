@@ -9,8 +9,8 @@ from cli import call
 
 import main_vpns
 from data import SPECS
+from program.settings import Config, read_config
 from pruning import METHODS
-from settings import Config, read_config
 from utils.config import flags_of, flatten
 
 FROZEN = {

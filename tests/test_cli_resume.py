@@ -155,13 +155,13 @@ def started(save_dir, words, rows):
     return process
 
 
-def test_killed_process_started_again_ends_in_the_same_bytes(tmp_path):
+def test_killed_process_goes_on_in_another_to_the_same_bytes(tmp_path):
     words = ["--density_list", "0.1", "--epochs", 5, "--eval_every", 0]
     process = started(tmp_path / "killed", words, rows=7)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    again = finish(start(*SMALL, "--save_dir", tmp_path / "killed", *words))
+    again = run(tmp_path / "killed", *words)
     assert "continuing finetune" in again.out
     assert same(run(tmp_path / "whole", *words), again)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from program.folder import default_flags
+from program.plan import plan
+from program.settings import Config, complete, parse_densities, read_config
 from pruning import METHODS
-from settings import Config, complete, default_flags, parse_densities, plan, read_config
 from utils.config import flags_of, flatten, number, parse_flags, replace_flags
 from utils.errors import UsageError, VPNsError
 from utils.identity import (

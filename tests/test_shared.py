@@ -10,9 +10,10 @@ from conftest import MemoryLog, TinyData, TinyView, tiny_model
 from searches import BOTH, VIEWS, Found, find, flat
 from torch import Tensor
 
+from program.folder import shared_settings
+from program.settings import read_config
 from pruning.dense import train_and_rewind, weight_stage
 from pruning.masks import all_kept
-from settings import read_config, shared_settings
 from utils.errors import NumericError
 from utils.shared import Shared
 

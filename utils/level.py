@@ -11,6 +11,8 @@ from utils.checkpoint import States, load_model, save_model
 from utils.errors import VPNsError
 from utils.runlog import Run
 
+AFTER_SEARCH = ("finetune", "post_prompt")
+
 
 def level_name(density: float) -> str:
     """The folder of a density, in its shortest form: d0.1, d0.0225, d1."""
@@ -63,7 +65,7 @@ class Level:
         States of the other phase are leftovers, of a search that has ended or that is made again.
         """
         state = self._newest()
-        if state and (state["stage"] == "finetune") != (phase == "finetune"):
+        if state and (state["stage"] in AFTER_SEARCH) != (phase in AFTER_SEARCH):
             self._states.remove_all()
             state = None
         self._rows, self.passes = state["rows"] if state else rows, passes
@@ -75,12 +77,17 @@ class Level:
             self.run.say(f"{problem}; going back to the state before it")
         return state
 
+    def reached(self, stage: str) -> bool:
+        """Whether the newest state is of this stage, so that those before it are over."""
+        state = self._newest()
+        return state is not None and state["stage"] == stage
+
     def resume(self, stage: str) -> dict[str, Any] | None:
         """The newest state of this stage, or None when it has none."""
         state = self._newest()
         if state is None or state["stage"] != stage:
             return None
-        self._rows = state["rows"]
+        self._rows, self.passes = state["rows"], state["passes"]
         where = f"epoch {state['epoch']}"
         if state["step"]:
             where = f"step {state['step']} of epoch {state['epoch'] + 1}"
@@ -116,8 +123,8 @@ class Level:
     def save(self, state: dict[str, Any]) -> None:
         """Keep a training state."""
         with self.run.stop.hold():
-            about = {"rows": self._rows, "density": self.density, "config": self.run.flags}
-            self._states.save(state | about)
+            progress = {"rows": self._rows, "passes": self.passes, "density": self.density}
+            self._states.save(state | progress | {"config": self.run.flags})
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """Record one finished epoch in metrics.jsonl, TensorBoard, log and console."""

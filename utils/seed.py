@@ -8,6 +8,8 @@ import hashlib
 
 import torch
 
+from utils.errors import VPNsError
+
 
 def key_seed(*key: object) -> int:
     """Map a key of ints, floats and strings to a seed in [0, 2^63), the same in every process."""
@@ -47,3 +49,19 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here") from error
     return device
+
+
+def choose_device(name: str, gpu: int | None) -> torch.device:
+    """The device of `--device`, or of `--gpu`: a GPU that is not there means the CPU, and a note.
+
+    Raises VPNsError for a device that is not there.
+    """
+    if gpu is not None and name == "auto":
+        if torch.cuda.is_available():
+            name = f"cuda:{gpu}"
+        else:
+            print(f"note: --gpu {gpu}: no GPU here, running on the CPU")
+    try:
+        return pick_device(name)
+    except ValueError as error:
+        raise VPNsError(str(error)) from error

@@ -4,19 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from data import SPECS, DataConfig
 from models import MAPPINGS, NETWORKS, NetworkConfig
 from models.backbones import backbone
-from presets import paper_preset
+from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
-from pruning.masks import prunable, pruned_count
 from pruning.method import stage_views
 from utils.config import flag, flatten, nested, number, parse_flags, replace_flags, word
 from utils.errors import UsageError
-from utils.identity import NOT_IDENTITY
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 
 DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
@@ -252,20 +248,6 @@ def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in typed}
 
 
-def origins(config: Config, typed: set[str]) -> dict[str, str]:
-    """Where each value came from: typed, preset, registry (network, dataset, method), default."""
-    preset, open_flags = preset_values(config, typed), flatten(Config())
-    found = {}
-    for name, value in flatten(config).items():
-        filled = open_flags[name] is None and value is not None
-        found[name] = "registry" if filled else "default"
-        if name in preset:
-            found[name] = "preset"
-        if name in typed:
-            found[name] = "typed"
-    return found
-
-
 def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
     if METHODS[config.method.prune_method].chained:
@@ -318,70 +300,3 @@ def complete(config: Config) -> Config:
     }
     flags = flatten(config)
     return replace_flags(config, {n: v for n, v in rows.items() if flags[n] is None})
-
-
-def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
-    """What a training phase of the weights in the search depends on, whatever the method.
-
-    Beside the model that it starts from and its first label mapping.
-    """
-    own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
-    own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
-    prompted, remapped = config.prompted[0], config.maps_each_epoch and config.maps_with_prompt
-    if not (prompted or remapped):
-        own += ["prompt_method", "output_size", "pad_size", "mask_size"]
-    flags = {n: v for n, v in flatten(config).items() if n not in (*own, *NOT_IDENTITY)}
-    return flags | {
-        "seed": config.run.seed,
-        "views": config.views[0],
-        "data": fingerprint,
-        "score_vp": vars(config.score_vp) if prompted else None,
-        "remapped_with_prompt": remapped,
-    }
-
-
-def default_flags(config: Config) -> dict[str, Any]:
-    """The completed defaults for the same network, dataset and method."""
-    flags = flatten(config)
-    same = {name: flags[name] for name in ("network", "dataset", "prune_method")}
-    # These three count as chosen, so that they are part of what makes a run itself.
-    return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
-
-
-def plan(config: Config, typed: set[str]) -> dict[str, Any]:
-    """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
-    with torch.device("meta"):
-        network = backbone(config.network.network).build(_head(config))
-    total = sum(layer.weight.numel() for layer in prunable(network).values())
-    levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
-    prompt = config.build_prompt()
-    return {
-        "config": flatten(config),
-        "origins": origins(config, typed),
-        "levels": levels,
-        "prunable": total,
-        "passes": sum(level["passes"] for level in levels),
-        "classes": SPECS[config.data.dataset].classes,
-        "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
-    }
-
-
-def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
-    """One density: counts, and the passes over the training set that the method is given."""
-    density, method = config.levels[number], METHODS[config.method.prune_method]
-    epochs, (search, finetune) = config.method.epochs, config.views
-    before = config.levels[number - 1] if method.chained and number else 1.0
-    passes = method.search_passes(epochs, len(search), before, density)
-    passes += epochs * len(finetune) if config.finetunes else 0
-    return {
-        "density": density,
-        "sparsity": round(1 - density, 12),
-        "kept": total - pruned_count(total, density),
-        "passes": passes + (epochs if config.method.post_prompt != "none" else 0),
-    }
-
-
-def _head(config: Config) -> int:
-    row = backbone(config.network.network)
-    own_head = config.method.label_mapping_mode == "none"
-    return (SPECS[config.data.dataset].classes if own_head else None) or row.source_classes

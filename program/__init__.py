@@ -1,0 +1,1 @@
+"""What only the entry script uses: flags, presets, the plan, run folders, checkpoints."""
