@@ -38,7 +38,7 @@ from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, evaluate, nothing, run_stage
 from utils.config import flatten
 from utils.errors import Interrupted, VPNsError
-from utils.files import write_problem
+from utils.files import NO_ROOM, write_problem
 from utils.identity import model_flags
 from utils.level import Level
 from utils.plots import draw_run
@@ -58,6 +58,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         if None in rows:
             device = choose_device(config.run.device, config.run.gpu)
             data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
+            log.require_data(data.fingerprint)
             make_levels(config, levels, rows, data, device)
         elif not log.was_done:
             record(log)
@@ -132,43 +133,55 @@ def find_or_load_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier
 ) -> tuple[Masks, dict[str, Any]]:
     """The masks of the search and its accuracies; a search that has ended is read back."""
-    remap = label_mapping(config, data, model)
     searched = level.searched()
-    if searched is not None:
-        tensors, meta = searched
-        restore(model, tensors, meta)
-        level.begin("finetune", **meta["progress"])
-        return masks_of(tensors, meta), meta["accuracies"]
+    if searched is None:
+        return find_masks(config, level, data, model)
+    tensors, meta = searched
+    restore(model, tensors, meta)
+    level.begin("finetune", **meta["progress"])
+    masks = masks_of(tensors, meta)
+    return {name: mask.to(model.mean.device) for name, mask in masks.items()}, meta["accuracies"]
+
+
+def find_masks(
+    config: Config, level: Level, data: Data, model: PromptedClassifier
+) -> tuple[Masks, dict[str, Any]]:
+    """Run the method's search, or take the masks of a file; keep what it ends with."""
     level.begin("search")
+    remap = label_mapping(config, data, model)
     remap()
     before = percent(evaluate(model, data.test))
-    shared = Shared(
-        level.run.folder.parents[1] / "shared", shared_settings(config, data.fingerprint), level
-    )
-    find_masks = given_masks(config) or METHODS[config.method.prune_method].find_masks
-    masks = find_masks(
-        Search(
-            model,
-            data,
-            level.density,
-            config.method.epochs,
-            views=config.views[0],
-            weight_optim=config.optim("weight"),
-            score_optim=config.optim("score"),
-            prompt_optim=config.optim("score_vp"),
-            log=level,
-            remap=remap,
-            before_epoch=remap if config.maps_each_epoch else nothing,
-            previous=lambda: trained_level(level.previous),
-            once=shared.once,
-        )
-    )
+    find = given_masks(config) or METHODS[config.method.prune_method].find_masks
+    masks = find(make_search(config, level, data, model, remap))
     apply_masks(model.network, masks)
     level.note_layers(layer_densities(masks))
     accuracies = {"before": before, "after_search": percent(evaluate(model, data.test))}
     tensors, meta = export(model, masks)
     level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
     return masks, accuracies
+
+
+def make_search(
+    config: Config, level: Level, data: Data, model: PromptedClassifier, remap: Callable[[], None]
+) -> Search:
+    """All that a method may use, at this density."""
+    folder = level.run.folder.parents[1] / "shared"
+    shared = Shared(folder, shared_settings(config, data.fingerprint), level)
+    return Search(
+        model,
+        data,
+        level.density,
+        config.method.epochs,
+        views=config.views[0],
+        weight_optim=config.optim("weight"),
+        score_optim=config.optim("score"),
+        prompt_optim=config.optim("score_vp"),
+        log=level,
+        remap=remap,
+        before_epoch=remap if config.maps_each_epoch else nothing,
+        previous=lambda: trained_level(level.previous),
+        once=shared.once,
+    )
 
 
 def label_mapping(
@@ -310,7 +323,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, VPNsError | Interrupted):
         return text
     if isinstance(error, OSError):
-        return write_problem(Path(error.filename or os.getcwd()), error)
+        path = Path(error.filename or os.getcwd())
+        full = error.errno in NO_ROOM
+        return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"out of memory, lower --batch_size or --cache_gb: {text}"
     return f"{type(error).__name__}: {text[:300]} (this is a bug: run with --debug and report it)"

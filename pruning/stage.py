@@ -4,6 +4,7 @@ The search and fine-tuning are both a Stage (paper, algorithm 1): each iteration
 for each view, a prompted batch first, then a clean one; the losses are never summed.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import NumericError
+from utils.errors import NumericError, UsageError
 from utils.optim import Optim
 from utils.seed import reseed
 
@@ -224,8 +225,7 @@ class _Training:
     def _half_step(self, half: int, view: str, images: Tensor, labels: Tensor) -> None:
         for param in (*self.moving, *self.stage.needs_grad):
             param.grad = None
-        logits = self.model(images, prompted=view == PROMPTED)
-        loss = F.cross_entropy(logits, labels)
+        loss, logits = self._forward(view, images, labels)
         loss.backward()
         self.stage.before_step(half)
         for group, optimizer in zip(self.stage.groups, self.optimizers, strict=True):
@@ -234,6 +234,16 @@ class _Training:
         self._watch(loss)
         self.stage.after_step()
         self.tallies[view].add(logits, labels, loss)
+
+    def _forward(self, view: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            logits = self.model(images, prompted=view == PROMPTED)
+        except ValueError as error:  # BatchNorm has no variance of one value
+            raise UsageError(
+                f"a batch of {len(labels)} cannot be trained on ({error}): choose a --batch_size "
+                "that leaves no such rest"
+            ) from error
+        return F.cross_entropy(logits, labels), logits
 
     @torch.no_grad()
     def _watch(self, loss: Tensor) -> None:
@@ -334,7 +344,8 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     """Loss and accuracy on a view, in eval mode; the mode found is put back.
 
     The default is the paper's protocol: clean images without the prompt. The draws of a `random`
-    prompt depend on the batch alone, so a saved model measures the same again.
+    prompt depend on the batch alone, so a saved model measures the same again. Raises NumericError
+    when the loss is not finite.
     """
     was_training = model.training
     model.eval()
@@ -344,5 +355,8 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
         logits = model(images, prompted=prompted)
         tally.add(logits, labels, F.cross_entropy(logits, labels))
     model.train(was_training)
-    return tally.counts()
+    counts = tally.counts()
+    if not math.isfinite(counts.loss):
+        raise NumericError(f"the measured loss is {counts.loss}: the network has diverged")
+    return counts
 

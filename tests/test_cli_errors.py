@@ -186,3 +186,11 @@ def test_process_of_its_own_prints_one_line_and_exits_with_2(tmp_path):
     done = finish(start("--densitylist", "0.1", cwd=tmp_path))
     assert done.code == 2 and "did you mean --density_list?" in done.error and not done.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rest_of_one_image_that_cannot_be_trained_on_is_explained(tmp_path):
+    done = run(
+        tmp_path, "--network", "resnet18", "--input_size", 16, "--output_size", 16,
+        "--train_images", 33, "--batch_size", 32,
+    )  # fmt: skip
+    assert done.code == 2 and "a batch of 1 cannot be trained on" in done.error

@@ -49,7 +49,7 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
             noun = "an integer" if kind is int else "a number"
             raise ValueError(f"{text!r} is not {noun}") from None
         if not low <= value <= high or value == float("inf"):
-            limit = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            limit = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
             raise ValueError(f"{text} is out of range: it must be {limit}")
         return value
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from utils.errors import VPNsError
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
@@ -42,7 +44,7 @@ def _sync_folder(folder: Path) -> None:
 
 def write_problem(path: Path, error: OSError) -> str:
     """One line that says why `path` could not be written, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         return f"no room to write {path} ({error.strerror}): free some space and run again"
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from utils.checkpoint import read_meta
-from utils.errors import Interrupted, VPNsError
+from utils.errors import DataError, Interrupted, VPNsError
 from utils.files import atomic_write, write_problem
 from utils.signals import Stop
 
@@ -100,6 +100,17 @@ class Run:
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a small JSON file into the folder, whole."""
         atomic_write(self.folder / name, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    def require_data(self, fingerprint: str) -> None:
+        """Note the images of the run. Raises DataError when they have changed since it began."""
+        before = (read_json(self.folder / "data.json") or {}).get("fingerprint")
+        if before is None:
+            self.write_json("data.json", {"fingerprint": fingerprint})
+        elif before != fingerprint:
+            raise DataError(
+                f"the images are not those that {self.folder} began with: put them back, or start "
+                "afresh with --resume none"
+            )
 
     def state(self, state: str, reason: str = "") -> None:
         """Write run.json; state is running, done, interrupted or failed."""
