@@ -23,26 +23,18 @@ from program.evaluation import evaluate_checkpoint
 from program.folder import announce, run_folder, shared_settings
 from program.given import given_masks, trained_level
 from program.plan import plan
+from program.record import describe, percent, record, results_row, save_level
 from program.settings import Config, check_classes, read_config
 from pruning import METHODS, Search
-from pruning.masks import (
-    MaskKeeper,
-    Masks,
-    apply_masks,
-    kept_count,
-    layer_densities,
-    pruned_count,
-    total_count,
-)
+from pruning.masks import MaskKeeper, Masks, apply_masks, layer_densities
+from pruning.measure import evaluate
 from pruning.method import prompt_groups
-from pruning.stage import PROMPTED, Group, Stage, evaluate, nothing, run_stage
+from pruning.stage import PROMPTED, Group, Stage, nothing, run_stage
 from utils.config import flatten
 from utils.errors import Interrupted, VPNsError
 from utils.files import NO_ROOM, write_problem
-from utils.identity import model_flags
 from utils.level import Level
-from utils.plots import draw_run
-from utils.runlog import COLUMNS, Run, environment, open_run
+from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
 from utils.shared import Shared
 from utils.signals import Stop
@@ -91,12 +83,6 @@ def make_levels(
         if rows[number] is None:
             rows[number] = make_level(config, level, data, device)
             record(level.run)
-
-
-def record(log: Run) -> None:
-    """Bring results.csv and curves.png up to date with the finished levels."""
-    log.write_results()
-    draw_run(log.folder)
 
 
 def make_level(
@@ -244,52 +230,6 @@ def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Sta
         frozen_statistics=True,
         carried=tuple(model.network.parameters()),
         before_epoch=label_mapping(config, data, model) if renewed else nothing,
-    )
-
-
-def percent(counts: Any) -> float:
-    """Accuracy in percent, to four decimals."""
-    return round(counts.accuracy, 4)
-
-
-def results_row(level: Level, masks: Masks) -> dict[str, Any]:
-    """The counts of a level. Raises VPNsError when the mask is not what was asked for."""
-    total, kept = total_count(masks), kept_count(masks)
-    asked = total - pruned_count(total, level.density)
-    if kept != asked:
-        raise VPNsError(f"the mask keeps {kept} of {total} weights instead of {asked}: a bug")
-    return {
-        "density": level.density,
-        "real_density": round(kept / total, 9),
-        "kept": kept,
-        "prunable": total,
-        "passes": round(level.passes, 4),
-    }
-
-
-def describe(config: Config, level: Level) -> dict[str, Any]:
-    """What a model file says of itself beside its tensors."""
-    return {
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "density": level.density,
-        "sizes": vars(config.sizes),
-        "prompt": config.prompt.prompt_method,
-        "config": model_flags(flatten(config)),
-        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
-    }
-
-
-def save_level(
-    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
-) -> None:
-    """Write model.safetensors, which also ends the level."""
-    tensors, meta = export(model, masks)
-    level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
-    prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
-    level.run.say(
-        f"density {level.density:g}: {row['kept']:,} of {row['prunable']:,} weights kept, "
-        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
     )
 
 

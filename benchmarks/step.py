@@ -25,7 +25,7 @@ from benchmarks.contenders import Batches, Bench, Case
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from models import NETWORKS
 from models.classifier import PromptedClassifier
-from pruning.stage import evaluate
+from pruning.measure import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 DENSE = "dense"

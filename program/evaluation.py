@@ -17,7 +17,7 @@ from models.zoo import ZOO, fetch
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
 from pruning.masks import Masks, apply_masks, kept_count, prunable, select_top, total_count
-from pruning.stage import evaluate
+from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import flatten, replace_flags
 from utils.errors import UsageError

@@ -23,8 +23,8 @@ from cli import (
     start,
 )
 
-import main_vpns
 from models.classifier import PromptedClassifier
+from program import record
 from utils.checkpoint import States
 from utils.level import Level
 from utils.runlog import Run
@@ -40,7 +40,7 @@ IN_SEARCH, IN_FINETUNING = 6 + 4 + 2, 6 + 8 + 6 + 4 + 2
 @pytest.fixture(autouse=True)
 def plain_picture(monkeypatch):
     """Drawing takes as long as training here, and is tested elsewhere."""
-    monkeypatch.setattr(main_vpns, "draw_run", lambda run: (run / "curves.png").touch())
+    monkeypatch.setattr(record, "draw_run", lambda run: (run / "curves.png").touch())
 
 
 @pytest.fixture(scope="module")
@@ -393,3 +393,12 @@ def test_a_folder_in_use_is_not_set_aside(tmp_path, holder):
     done = run(tmp_path / "run", *FLAGS, "--resume", "none")
     assert done.code == 1 and f"process {holder}" in done.error
     assert only_run(tmp_path / "run")
+
+
+def test_run_does_not_go_on_with_other_images(tmp_path):
+    done = run(tmp_path, *QUICK)
+    path = done.folder / "env.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["data"], "0" * 16))
+    (done.folder / "d0.1" / "model.safetensors").unlink()
+    again = run(tmp_path, *QUICK)
+    assert again.code == 4 and "the images are not those" in again.error

@@ -168,7 +168,7 @@ network = torchvision.models.resnet18(weights=None)
 network.load_state_dict(s.load_file(sys.argv[1]), strict=True)
 kept = sum(int((m.weight != 0).sum()) for m in network.modules() if hasattr(m, "kernel_size")
            and hasattr(m, "weight")) + int((network.fc.weight != 0).sum())
-ours = {"models", "pruning", "prompts", "utils", "main_vpns"} & set(sys.modules)
+ours = {"models", "pruning", "prompts", "program", "utils", "main_vpns"} & set(sys.modules)
 print(kept, sorted(ours))
 """
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
 from pruning.masks import MaskKeeper, apply_masks, keep_top, prunable
+from pruning.measure import Counts, Tally, evaluate
 from pruning.method import PRUNE_MODES, Search, prompt_groups, stage_views
 from pruning.scores import learn_masks
-from pruning.stage import CLEAN, PROMPTED, Counts, Group, Stage, Tally, evaluate, run_stage
+from pruning.stage import CLEAN, PROMPTED, Group, Stage, run_stage
 from utils.errors import NumericError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 

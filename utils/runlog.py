@@ -103,10 +103,10 @@ class Run:
 
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
-        before = (read_json(self.folder / "data.json") or {}).get("fingerprint")
-        if before is None:
-            self.write_json("data.json", {"fingerprint": fingerprint})
-        elif before != fingerprint:
+        known = read_json(self.folder / "env.json") or {}
+        if known.setdefault("data", fingerprint) == fingerprint:
+            self.write_json("env.json", known)
+        else:
             raise DataError(
                 f"the images are not those that {self.folder} began with: put them back, or start "
                 "afresh with --resume none"

@@ -1,0 +1,67 @@
+"""What is kept of a finished level and of the run so far."""
+
+from typing import Any
+
+from models import PromptedClassifier
+from models.artifact import export
+from program.settings import Config
+from pruning.masks import Masks, kept_count, pruned_count, total_count
+from pruning.measure import Counts
+from utils.config import flatten
+from utils.errors import VPNsError
+from utils.identity import model_flags
+from utils.level import Level
+from utils.plots import draw_run
+from utils.runlog import Run, environment
+
+
+def record(log: Run) -> None:
+    """Bring results.csv and curves.png up to date with the finished levels."""
+    log.write_results()
+    draw_run(log.folder)
+
+
+def percent(counts: Counts) -> float:
+    """Accuracy in percent, to four decimals."""
+    return round(counts.accuracy, 4)
+
+
+def results_row(level: Level, masks: Masks) -> dict[str, Any]:
+    """The counts of a level. Raises VPNsError when the mask is not what was asked for."""
+    total, kept = total_count(masks), kept_count(masks)
+    asked = total - pruned_count(total, level.density)
+    if kept != asked:
+        raise VPNsError(f"the mask keeps {kept} of {total} weights instead of {asked}: a bug")
+    return {
+        "density": level.density,
+        "real_density": round(kept / total, 9),
+        "kept": kept,
+        "prunable": total,
+        "passes": round(level.passes, 4),
+    }
+
+
+def describe(config: Config, level: Level) -> dict[str, Any]:
+    """What a model file says of itself beside its tensors."""
+    return {
+        "network": config.network.network,
+        "dataset": config.data.dataset,
+        "density": level.density,
+        "sizes": vars(config.sizes),
+        "prompt": config.prompt.prompt_method,
+        "config": model_flags(flatten(config)),
+        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
+    }
+
+
+def save_level(
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
+) -> None:
+    """Write model.safetensors, which also ends the level."""
+    tensors, meta = export(model, masks)
+    level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
+    prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
+    level.run.say(
+        f"density {level.density:g}: {row['kept']:,} of {row['prunable']:,} weights kept, "
+        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
+    )
