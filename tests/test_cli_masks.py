@@ -1,0 +1,130 @@
+"""Masks as files: fine-tuning under somebody's mask, and from all that goes with it."""
+
+import pytest
+import torch
+from cli import run
+from safetensors.torch import load_file
+
+from models import build_network
+from models.artifact import masks_of
+from models.mask_file import read_mask_file
+from pruning.masks import keep_top, kept_count, prunable
+from utils.checkpoint import load_model, unpack_tensor
+
+QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """The level of a finished run that moved its prompt."""
+    return run(tmp_path_factory.mktemp("run"), *QUICK, "--score_vp_lr", 0.1).folder / "d0.2"
+
+
+def masks(path):
+    return masks_of(*load_model(path))
+
+
+def equal(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_given_mask_is_kept_to_the_end(tmp_path, searched):
+    done = run(tmp_path, *QUICK, "--init_mask", searched / "model.safetensors")
+    ours = masks(done.folder / "d0.2/model.safetensors")
+    assert equal(ours, masks(searched / "model.safetensors"))
+
+
+def test_a_given_mask_is_not_searched_for(tmp_path, searched):
+    done = run(tmp_path, *QUICK, "--init_mask", searched / "search.safetensors")
+    assert done.result["rows"][0]["passes"] == 2
+    assert "search epoch" not in done.out
+
+
+def test_init_mask_leaves_weights_and_prompt_as_they_were(tmp_path, searched):
+    done = run(tmp_path, *QUICK, "--init_mask", searched / "model.safetensors", "--epochs", 0)
+    tensors, meta = load_model(done.folder / "d0.2/model.safetensors")
+    fresh = build_network("resnet20", "none", seed=7).state_dict()
+    kept = masks(searched / "model.safetensors")["conv1"]
+    assert torch.equal(tensors["conv1.weight"], fresh["conv1.weight"] * kept)
+    assert not unpack_tensor(meta["program"]).any()
+
+
+def test_init_from_takes_weights_statistics_and_prompt(tmp_path, searched):
+    source = searched / "search.safetensors"
+    done = run(tmp_path, *QUICK, "--init_from", source, "--epochs", 0)
+    ours, meta = load_model(done.folder / "d0.2/model.safetensors")
+    theirs, their_meta = load_model(source)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert unpack_tensor(meta["program"]).any() and meta["program"] == their_meta["program"]
+
+
+def test_a_bare_init_from_takes_all_from_the_file_of_the_mask(tmp_path, searched):
+    source = searched / "search.safetensors"
+    done = run(tmp_path, *QUICK, "--init_mask", source, "--init_from", "--epochs", 0)
+    ours = load_file(done.folder / "d0.2/model.safetensors")
+    assert all(torch.equal(ours[name], value) for name, value in load_file(source).items())
+
+
+def test_another_density_is_refused_with_the_right_one(tmp_path, searched):
+    flags = [*QUICK, "--density_list", "0.3", "--init_mask", searched / "model.safetensors"]
+    done = run(tmp_path, *flags)
+    assert done.code == 2 and "--density_list 0.2" in done.error
+
+
+def test_a_mask_of_another_network_is_refused(tmp_path, searched):
+    words = ["--network", "resnet18", "--input_size", 32, "--output_size", 32]
+    done = run(tmp_path, *QUICK, *words, "--init_mask", searched / "model.safetensors")
+    assert done.code == 1 and "do not fit the network" in done.error
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_network("resnet20", "none", seed=7)
+
+
+def layer_scores(network):
+    draw = torch.Generator().manual_seed(0)
+    layers = prunable(network).items()
+    return {n: torch.randn(layer.weight.shape, generator=draw) for n, layer in layers}
+
+
+def test_weight_mask_files_of_torch_are_read(tmp_path, network):
+    kept = keep_top({n: s.abs() for n, s in layer_scores(network).items()}, 0.2)
+    state = network.state_dict()
+    for name, mask in kept.items():
+        state[f"{name}.weight_orig"] = state.pop(f"{name}.weight")
+        state[f"{name}.weight_mask"] = mask.float()
+    path = tmp_path / "pruned.pth"
+    torch.save({"state_dict": state}, path)
+    done = run(tmp_path, *QUICK, "--init_from", path, "--epochs", 0)
+    tensors = load_file(done.folder / "d0.2/model.safetensors")
+    assert equal(masks(done.folder / "d0.2/model.safetensors"), kept)
+    assert torch.equal(tensors["fc.weight"], network.fc.weight * kept["fc"])
+
+
+def test_popup_scores_are_read_at_the_density_asked_for(tmp_path, network):
+    scores = layer_scores(network)
+    path = tmp_path / "scores.pth"
+    torch.save(network.state_dict() | {f"{n}.popup_scores": s for n, s in scores.items()}, path)
+    done = run(tmp_path, *QUICK, "--init_mask", path)
+    ours = masks(done.folder / "d0.2/model.safetensors")
+    assert equal(ours, keep_top({n: s.abs() for n, s in scores.items()}, 0.2))
+
+
+def test_popup_scores_without_one_density_are_refused(tmp_path, network):
+    path = tmp_path / "scores.pth"
+    torch.save({f"{n}.popup_scores": s for n, s in layer_scores(network).items()}, path)
+    done = run(tmp_path, *QUICK, "--density_list", "0.2,0.1", "--init_mask", path)
+    assert done.code == 2 and "name their density" in done.error
+
+
+def test_a_file_without_a_mask_is_refused(tmp_path, network):
+    path = tmp_path / "plain.pth"
+    torch.save(network.state_dict(), path)
+    done = run(tmp_path, *QUICK, "--init_mask", path)
+    assert done.code == 1 and "holds no mask" in done.error
+
+
+def test_a_mask_file_of_ours_says_how_many_it_keeps(searched):
+    file = read_mask_file(searched / "search.safetensors", None)
+    assert kept_count(file.masks) == 268336 - int(0.8 * 268336)
