@@ -51,7 +51,7 @@ def test_every_value_is_a_flag(method):
 
 
 def test_typed_flags_win_over_the_preset_and_both_over_defaults():
-    words = ["--preset", "paper", "--prune_method", "hydra", "--dataset", "cifar100", "--epochs", "5"]
+    words = ["--preset", "paper", "--prune_method", "hydra", "--epochs", "5"]
     config, typed = read_config(words)
     found = origins(config, typed)
     assert (config.method.epochs, config.score.lr) == (5, 0.01)
