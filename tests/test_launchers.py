@@ -26,11 +26,12 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.notes = folder / "a copy of vpns", folder / "what happened"
-        (self.root / "utils").mkdir(parents=True)
         self.notes.mkdir()
-        for pattern in ("*.sh", "requirements*.txt", "utils/*.py", "utils/*.sh", "utils/*.csv"):
+        unused = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "utils", self.root / "utils", ignore=unused)
+        for pattern in ("*.sh", "requirements*.txt"):
             for file in ROOT.glob(pattern):
-                shutil.copy(file, self.root / file.relative_to(ROOT))
+                shutil.copy(file, self.root)
         self.python = self.notes / "python"
         shutil.copy(ROOT / "tests/fake_python.sh", self.python)
         self.has_gpu(False)

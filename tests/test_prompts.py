@@ -233,7 +233,6 @@ def test_random_learns_inside_its_square_only() -> None:
     ("kind", "wrong", "message"),
     [
         ("pad", Sizes(9, 8, 2, 3), "input_size 9 is larger than output_size 8"),
-        ("none", Sizes(9, 8, 2, 3), "input_size 9 is larger than output_size 8"),
         ("pad", Sizes(8, 8, 5, 3), "pad_size 5 is out of range: 0 to 4"),
         ("pad", Sizes(8, 8, -1, 3), "pad_size -1 is out of range: 0 to 4"),
         ("fix", Sizes(8, 8, 2, 9), "mask_size 9 is out of range: 1 to 8"),
@@ -249,6 +248,10 @@ def test_sizes_that_do_not_fit_are_refused(kind: str, wrong: Sizes, message: str
 
 def test_kind_none_is_no_prompt() -> None:
     assert build_prompt("none", Sizes(8, 8, 2, 3)) is None
+
+
+def test_no_prompt_needs_no_canvas() -> None:
+    assert build_prompt("none", Sizes(9, 8, 2, 3)) is None
 
 
 @given(st.sampled_from(KINDS), sizes(), st.floats(0, 100))
