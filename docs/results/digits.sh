@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All ten methods and the control (VPNs without a trainable pixel) on scikit-learn's digits, from the
 # shipped ResNet-20: 20 passes over the training set for each level (LTH for each round, OMP twice), the
-# paper's proportions. The report goes to docs/results/digits. Half an hour on two cores.
+# paper's proportions. The report goes to docs/results/digits. About half an hour on two cores.
 #   SEEDS="7 9 17" bash docs/results/digits.sh
 set -euo pipefail
 . "$(dirname -- "$0")/cells.sh"

@@ -2,7 +2,7 @@
 # VPNs, its control without a trainable pixel, HYDRA, OMP, random masks and the dense network on 6,000
 # training images of Fashion-MNIST (a fixed stratified choice) and all 10,000 test images, from the
 # shipped ResNet-20, which was trained on the whole training set: 8 passes for each level, OMP twice. The
-# report goes to docs/results/fashion_mnist. Half an hour on two cores.
+# report goes to docs/results/fashion_mnist. About half an hour on two cores.
 #   DATA=/folder/of/ubyte.gz bash docs/results/fashion_mnist.sh
 set -euo pipefail
 . "$(dirname -- "$0")/cells.sh"
