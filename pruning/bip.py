@@ -17,7 +17,7 @@ from torch import nn
 from pruning.masks import Masks
 from pruning.method import Method, Search
 from pruning.scores import LearnedScores
-from pruning.stage import CLEAN, OTHER, PROMPTED, Group, Stage, run_stage
+from pruning.stage import CLEAN, OTHER, PROMPTED, Group, Stage
 
 LOWER, UPPER = 0, 1
 INVERSE_GAMMA = 1e-4  # the original's learning rate of the implicit term
@@ -26,8 +26,8 @@ INVERSE_GAMMA = 1e-4  # the original's learning rate of the implicit term
 class BilevelScores(LearnedScores):
     """Learned scores over dense weights that move too."""
 
-    def __init__(self, network: nn.Module, density: float) -> None:
-        super().__init__(network, density)
+    def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
+        super().__init__(network, density, floor)
         self.theta = nn.Parameter(self.dense)  # the same memory: refresh sees every step
 
     @torch.no_grad()
@@ -38,17 +38,21 @@ class BilevelScores(LearnedScores):
         theta solves the lower problem, min L(z) + gamma / 2 |theta|^2.
         """
         effective = torch.cat([layer.weight.grad.flatten() for layer in self.layers.values()])
+        masked = effective if half == LOWER else effective.clone()
+        self.mask(effective, out=masked)
         if half == LOWER:
-            self.theta.grad = effective.mul_(self.factor)
-        else:
-            implicit = self.dense - INVERSE_GAMMA * self.factor * effective
-            self.flat.grad = implicit * effective * self.flat.detach().sign()
+            self.theta.grad = masked
+            return
+        implicit = self.dense - INVERSE_GAMMA * masked
+        gradient = self.per_layer(implicit * effective * self.flat.sign())
+        for name, score in self.scores.items():
+            score.grad = gradient[name]
 
 
 def find_masks(search: Search) -> Masks:
     """The masks at the end; the network keeps the weights that were trained under them."""
     network = search.model.network
-    learned = BilevelScores(network, search.density)
+    learned = BilevelScores(network, search.density, search.floor)
     search.remap()
     weights = tuple(layer.weight for layer in learned.layers.values())
     held = {id(weight) for weight in weights}
@@ -59,7 +63,7 @@ def find_masks(search: Search) -> Masks:
         groups=(
             Group((learned.theta,), search.weight_optim, "theta", half=LOWER),
             Group(others, search.weight_optim, half=LOWER),
-            Group((learned.flat,), search.score_optim, "scores", half=UPPER),
+            learned.group(search.score_optim, half=UPPER),
             *search.prompt_groups(),  # has a gradient in the upper half only, which shows it
         ),
         views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),
@@ -68,9 +72,7 @@ def find_masks(search: Search) -> Masks:
         before_step=learned.take_gradients,
         after_step=learned.refresh,
     )
-    run_stage(search.model, stage, search.data, search.log)
-    learned.release()
-    return learned.masks()
+    return learned.run(search, stage)
 
 
 def search_passes(epochs: int, updates: int, before: float, density: float) -> int:

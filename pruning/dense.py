@@ -5,7 +5,8 @@ from torch import nn
 
 from pruning.masks import Masks, Scores, all_kept, prunable
 from pruning.method import Method, Search, Tensors, no_phase
-from pruning.stage import Group, Stage, run_stage
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
 
 
 def find_masks(search: Search) -> Masks:

@@ -1,12 +1,16 @@
 """Masks beside an ordinary network: which weights can be pruned, which are kept, and how many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.errors import NumericError
+from pruning.selection import require_finite, select_top
+from utils.counts import pruned_count
+from utils.errors import UsageError
+
+# ATen's kernel for the gradient of a threshold: one pass, where a product would leave -0.0 and NaN.
+_zero_where_small = torch.ops.aten.threshold_backward.grad_input
 
 Scores = dict[str, Tensor]  # by layer name, float, the shape of the weight; higher is kept
 Masks = dict[str, Tensor]  # by layer name, bool, the shape of the weight; True is kept
@@ -27,14 +31,6 @@ def prunable(network: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def pruned_count(total: int, density: float) -> int:
-    """How many of `total` weights go at `density`: int((1 - density) * total), in doubles.
-
-    Truncated as in the authors' code, where rounding would give other counts.
-    """
-    return int((1 - density) * total)
-
-
 def density_of(kept: int, total: int) -> float:
     """The density with the fewest decimals at which exactly `kept` of `total` weights stay."""
     for decimals in range(1, 17):
@@ -44,81 +40,45 @@ def density_of(kept: int, total: int) -> float:
     return 1 - (total - kept + 0.5) / total
 
 
-def keep_top(scores: Mapping[str, Tensor], density: float) -> Masks:
+def keep_top(scores: Mapping[str, Tensor], density: float, floor: float = 0.0) -> Masks:
     """Keep the highest scores over all layers together, an exact count of them.
 
     total - int((1 - density) * total) weights stay; of equal scores at the threshold the first
-    in order stay. Raises NumericError when a score is not finite.
+    in order stay. Of each layer, n - int((1 - floor) * n) of its best stay whatever their rank.
+    Raises NumericError when a score is not finite, UsageError when the floor asks for more weights
+    than the density.
     """
-    names = list(scores)
-    keep = select_top(torch.cat([scores[name].flatten() for name in names]), density)
-    parts = keep.split([scores[name].numel() for name in names])
+    names, sizes = list(scores), [tensor.numel() for tensor in scores.values()]
+    require_room(sizes, density, floor)
+    flat = torch.cat([scores[name].flatten() for name in names])
+    require_finite(flat)
+    parts = select_top(lift_best(flat, sizes, floor), density).split(sizes)
     return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def select_top(values: Tensor, density: float) -> Tensor:
-    """`keep_top` for one flat tensor (N,): a bool tensor (N,), True is kept.
+def require_room(sizes: Sequence[int], density: float, floor: float) -> None:
+    """Raises UsageError when floors under layers of these sizes exceed what `density` keeps."""
+    kept = sum(sizes) - pruned_count(sum(sizes), density)
+    held = sum(size - pruned_count(size, floor) for size in sizes)
+    if held > kept:
+        raise UsageError(
+            f"--min_layer_density {floor:g} holds {held:,} weights where density {density:g} keeps "
+            f"{kept:,}: choose a lower one"
+        )
 
-    On an accelerator nothing waits for the device, and a value that is not finite is for the
-    caller to find.
+
+def lift_best(values: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
+    """Raise the best share `floor` of each layer above all others, in place; returns `values`.
+
+    `values` (N,) holds layers of `sizes`, below the largest number of its type. With a floor,
+    NumericError is raised as in `select_top`.
     """
-    pruned = pruned_count(values.numel(), density)
-    if values.device.type != "cpu":
-        return _select_on_device(values, pruned)
-    require_finite(values)
-    if pruned == 0:
-        return torch.ones_like(values, dtype=torch.bool)
-    threshold = kth_smallest(values, pruned, torch.empty_like(values))
-    keep = values > threshold
-    # numpy counts a bool array in a hundredth of the time of torch's sum.
-    missing = values.numel() - pruned - int(np.count_nonzero(keep.numpy()))
-    if missing:
-        ties = (values == threshold).nonzero().flatten()
-        keep[ties[:missing]] = True
-    return keep
-
-
-def write_mask(values: Tensor, density: float, out: Tensor) -> Tensor:
-    """`select_top` as 1.0 and 0.0 into `out`, a float tensor (N,); finite values are expected.
-
-    This is the step of a search: it allocates nothing unless the threshold value is a tie.
-    """
-    pruned = pruned_count(values.numel(), density)
-    if values.device.type != "cpu":
-        return out.copy_(_select_on_device(values, pruned))
-    if pruned == 0:
-        return out.fill_(1.0)
-    threshold = kth_smallest(values, pruned, out)
-    # What follows the k-th place in `out` is now the upper part, in no order.
-    if pruned < out.numel() and out[pruned:].min() == threshold:
-        return out.copy_(select_top(values, density))
-    return torch.gt(values, threshold, out=out)
-
-
-def require_finite(values: Tensor) -> None:
-    """Raises NumericError for a score that is not finite; the sum is looked at first."""
-    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        raise NumericError("a score is not finite and cannot decide a mask")
-
-
-def kth_smallest(values: Tensor, k: int, scratch: Tensor) -> Tensor:
-    """The k-th smallest (1-based) of a flat CPU tensor, as a tensor without dimensions.
-
-    `scratch` (N,) ends as a partition of the values: smaller ones before place k, larger after.
-    numpy's selection takes a seventh of the time of torch.kthvalue here.
-    """
-    scratch.copy_(values.detach()).numpy().partition(k - 1)
-    return scratch[k - 1].clone()
-
-
-def _select_on_device(values: Tensor, pruned: int) -> Tensor:
-    if pruned == 0:
-        return torch.ones_like(values, dtype=torch.bool)
-    threshold = values.kthvalue(pruned).values
-    keep = values > threshold
-    ties = values == threshold
-    missing = values.numel() - pruned - keep.sum()
-    return keep | (ties & (ties.cumsum(0) <= missing))
+    if floor > 0:
+        highest = values.max()
+        above = (highest + highest.abs() + 1).clamp(max=torch.finfo(values.dtype).max)
+        for layer in values.split(list(sizes)):
+            layer.masked_fill_(select_top(layer, floor), above)
+    return values
 
 
 def all_kept(network: nn.Module) -> Masks:
@@ -168,5 +128,6 @@ class MaskKeeper:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        """Multiply the weights by their masks, in place."""
-        torch._foreach_mul_(self._weights, self._factors)
+        """Set the pruned weights to +0.0, in place."""
+        for weight, factor in zip(self._weights, self._factors, strict=True):
+            _zero_where_small(weight, factor, 0.5, grad_input=weight)

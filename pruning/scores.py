@@ -10,9 +10,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, prunable, require_finite, select_top, write_mask
+from pruning.masks import Masks, lift_best, prunable
 from pruning.method import Search
-from pruning.stage import Group, Stage, run_stage
+from pruning.selection import MovingCut, require_finite, select_top
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
+from utils.optim import Optim
+
+# ATen's kernels with which it computes the gradients of leaky ReLU and of hard shrinkage: one pass
+# over memory where the operations that they consist of would take two or three.
+_flip_where_negative = torch.ops.aten.leaky_relu_backward.grad_input
+_zero_where_small = torch.ops.aten.hardshrink_backward.grad_input
 
 
 def initial_score(weight: Tensor) -> Tensor:
@@ -28,27 +36,29 @@ def initial_score(weight: Tensor) -> Tensor:
 class LearnedScores:
     """Scores of all prunable weights at one density, and the masked weights that follow them.
 
-    While it is in use the network's weights are views of one flat tensor, so that a step is a few
-    passes over memory that is allocated once; `release` gives them memory of their own again.
-    Two buffers serve twice: from `take_gradients` to `refresh` nobody needs the masked weights,
-    and from `refresh` to `take_gradients` the gradient's memory holds the mask.
+    Dense weights, scores and masked weights are flat tensors (N,) over all layers, and the layers
+    have views of them, so that a step is a few passes over memory that is allocated once;
+    `release` gives the network's weights memory of their own.
     """
 
-    def __init__(self, network: nn.Module, density: float) -> None:
-        """Changes `network`: its weights are masked by the initial scores at once."""
-        self.density = density
+    def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
+        """Changes `network`: its weights are masked by the initial scores at once.
+
+        No layer's density falls below `floor`.
+        """
+        self.density, self.floor = density, floor
         self.layers = prunable(network)
         self._sizes = [layer.weight.numel() for layer in self.layers.values()]
         weights = [layer.weight.detach() for layer in self.layers.values()]
         self.dense = torch.cat([weight.flatten() for weight in weights])
-        self.flat = nn.Parameter(torch.cat([initial_score(weight).flatten() for weight in weights]))
-        self._weights = torch.empty_like(self.dense)
-        self._gradient = self.factor = torch.empty_like(self.dense)  # factor: 1.0 is kept
+        self.flat = torch.cat([initial_score(weight).flatten() for weight in weights])
+        self.scores = {name: nn.Parameter(s) for name, s in self.per_layer(self.flat).items()}
         self._dense_parts = self.per_layer(self.dense)
-        self._gradient_parts = self.per_layer(self._gradient)
+        self._weights = torch.empty_like(self.dense)
         for name, part in self.per_layer(self._weights).items():
             self.layers[name].weight.data = part
-        require_finite(self.flat.detach())
+        self._cut = MovingCut()
+        require_finite(self.flat)
         self.refresh()
 
     def per_layer(self, flat: Tensor) -> dict[str, Tensor]:
@@ -56,25 +66,41 @@ class LearnedScores:
         parts = zip(self.layers.items(), flat.split(self._sizes), strict=True)
         return {name: part.view(layer.weight.shape) for (name, layer), part in parts}
 
+    def group(self, optim: Optim, half: int | None = None) -> Group:
+        """The scores as a group of a stage."""
+        return Group(tuple(self.scores.values()), optim, "scores", half, memory=self.flat)
+
     @torch.no_grad()
     def take_gradients(self, half: int = 0) -> None:
-        """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too."""
+        """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too.
+
+        The weights' gradients become the scores', in place. A score of exactly 0 counts as
+        negative; as it starts at 0 only where w is 0, so does its gradient.
+        """
         for name, layer in self.layers.items():
-            torch.mul(layer.weight.grad, self._dense_parts[name], out=self._gradient_parts[name])
-        self._gradient.mul_(torch.sign(self.flat.detach(), out=self._weights))
-        self.flat.grad = self._gradient
+            grad, score = layer.weight.grad.mul_(self._dense_parts[name]), self.scores[name]
+            score.grad = _flip_where_negative(grad, score, -1.0, False, grad_input=grad)
+            layer.weight.grad = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Renew the mask from |score| and write dense * mask into the network."""
-        torch.abs(self.flat.detach(), out=self._weights)
-        write_mask(self._weights, self.density, out=self.factor)
-        torch.mul(self.dense, self.factor, out=self._weights)
+        self.mask(self.dense, out=self._weights)
+
+    def mask(self, values: Tensor, out: Tensor) -> None:
+        """Write `values` (N,) times the mask of the present scores into `out`, maybe the same."""
+        if self.floor or self.flat.device.type != "cpu":
+            torch.mul(values, self.keep, out=out)
+            return
+        threshold, ties = self._cut(self.flat, self.density)
+        tied = values[ties]
+        _zero_where_small(values, self.flat, threshold, grad_input=out)
+        out[ties] = tied
 
     @property
     def keep(self) -> Tensor:
         """The mask of the present scores, bool (N,)."""
-        return select_top(self.flat.detach().abs(), self.density)
+        return select_top(lift_best(self.flat.abs(), self._sizes, self.floor), self.density)
 
     def masks(self) -> Masks:
         """The masks of the present scores, by layer name."""
@@ -85,6 +111,12 @@ class LearnedScores:
         for layer in self.layers.values():
             layer.weight.data = layer.weight.data.clone()
 
+    def run(self, search: Search, stage: Stage) -> Masks:
+        """Train through the stage; the masks it ends with, under which the network stays."""
+        run_stage(search.model, stage, search.data, search.log)
+        self.release()
+        return self.masks()
+
 
 def learn_masks(search: Search) -> Masks:
     """Train scores on the views of the search, the prompt with them where it takes part.
@@ -92,18 +124,16 @@ def learn_masks(search: Search) -> Masks:
     Weights, biases and BatchNorm's affine parameters stay as they are; BatchNorm's running
     statistics move, as in the authors' runs.
     """
-    learned = LearnedScores(search.model.network, search.density)
+    learned = LearnedScores(search.model.network, search.density, search.floor)
     search.remap()
     stage = Stage(
         name="search",
         epochs=search.epochs,
-        groups=(Group((learned.flat,), search.score_optim, "scores"), *search.prompt_groups()),
+        groups=(learned.group(search.score_optim), *search.prompt_groups()),
         views=search.views,
         needs_grad=tuple(layer.weight for layer in learned.layers.values()),
         before_epoch=search.before_epoch,
         before_step=learned.take_gradients,
         after_step=learned.refresh,
     )
-    run_stage(search.model, stage, search.data, search.log)
-    learned.release()
-    return learned.masks()
+    return learned.run(search, stage)

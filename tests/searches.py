@@ -13,6 +13,7 @@ from models.classifier import PromptedClassifier
 from prompts.pad import PadPrompt
 from pruning import METHODS, Search
 from pruning.masks import Masks, prunable
+from pruning.scores import LearnedScores
 from pruning.stage import CLEAN, PROMPTED
 from utils.optim import Optim, OptimConfig
 
@@ -29,6 +30,11 @@ def make_search(model: PromptedClassifier | None = None, **changes: Any) -> Sear
         "log": MemoryLog(),
     }  # fmt: skip
     return Search(**values | changes)
+
+
+def score_gradient(learned: LearnedScores) -> Tensor:
+    """The gradients of all scores, flat (N,)."""
+    return torch.cat([score.grad.flatten() for score in learned.scores.values()])
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from models.classifier import PromptedClassifier
 from models.label_map import count_predictions, frequency_mapping
 from prompts.pad import PadPrompt
-from pruning import masks
+from pruning import selection
 from pruning.masks import MaskKeeper, apply_masks, keep_top
 from pruning.method import Search
 from pruning.scores import initial_score, learn_masks
-from pruning.stage import Group, Stage, run_stage
+from pruning.selection import Cut
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 
 GOLDEN = Path(__file__).parent / "data" / "vpns_pad_d30.npz"
@@ -146,21 +148,21 @@ def thresholds() -> list[float]:
 def run(golden: Golden, thresholds: list[float]) -> Iterator[Trajectory]:
     """The whole trajectory, with every loss and threshold on the way."""
     losses: list[float] = []
-    cross_entropy, kth = F.cross_entropy, masks.kth_smallest
+    cross_entropy, find_cut = F.cross_entropy, selection.find_cut
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         value = cross_entropy(logits, labels)
         losses.append(value.item())
         return value
 
-    def threshold(values: Tensor, k: int, scratch: Tensor) -> Tensor:
-        value = kth(values, k, scratch)
-        thresholds.append(float(value))
-        return value
+    def cut(*args: Any, **options: Any) -> Cut:
+        found = find_cut(*args, **options)
+        thresholds.append(found.threshold)
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "cross_entropy", loss)
-        patch.setattr(masks, "kth_smallest", threshold)
+        patch.setattr(selection, "find_cut", cut)
         torch.set_num_threads(1)
         yield Trajectory(golden, losses)
 

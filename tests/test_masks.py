@@ -16,15 +16,13 @@ from pruning.masks import (
     apply_masks,
     keep_top,
     kept_count,
-    kth_smallest,
     layer_densities,
     prunable,
     pruned_count,
-    select_top,
     total_count,
-    write_mask,
 )
-from pruning.stage import Group, Stage, run_stage
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
 from utils.errors import NumericError
 from utils.optim import Optim, OptimConfig
 
@@ -35,17 +33,21 @@ VALUES = st.one_of(
     st.integers(-3, 3).map(float),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=4)
+LINEAR = st.tuples(st.integers(1, 4), st.integers(1, 3))
+KERNEL = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+SHAPES = st.lists(st.one_of(LINEAR, KERNEL), min_size=1, max_size=4)
 DENSITIES = st.floats(0.001, 1.0)
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> dict[str, Tensor]:
+def layers(draw: st.DrawFn, values: st.SearchStrategy = VALUES) -> dict[str, Tensor]:
+    """Layers of any shapes; now and then all of their scores are equal."""
+    chosen = draw(st.one_of(st.just(values), values.map(st.just)))
     return {
         f"layer{number}": torch.tensor(
-            draw(st.lists(VALUES, min_size=rows * columns, max_size=rows * columns))
-        ).view(rows, columns)
-        for number, (rows, columns) in enumerate(draw(SHAPES))
+            draw(st.lists(chosen, min_size=math.prod(shape), max_size=math.prod(shape)))
+        ).view(shape)
+        for number, shape in enumerate(draw(SHAPES))
     }
 
 
@@ -138,6 +140,18 @@ def test_any_scores_keep_the_exact_count(scores: dict[str, Tensor], density: flo
 
 
 @given(layers(), DENSITIES)
+def test_the_same_scores_give_the_same_masks(scores: dict[str, Tensor], density: float) -> None:
+    copies = {name: tensor.clone() for name, tensor in scores.items()}
+    assert flat(keep_top(scores, density)) == flat(keep_top(copies, density))
+
+
+@given(layers(), DENSITIES)
+def test_masks_of_any_scores_have_their_shapes(scores: dict[str, Tensor], density: float) -> None:
+    masks = keep_top(scores, density)
+    assert {n: m.shape for n, m in masks.items()} == {n: s.shape for n, s in scores.items()}
+
+
+@given(layers(), DENSITIES)
 def test_any_scores_agree_with_sorting(scores: dict[str, Tensor], density: float) -> None:
     assert flat(keep_top(scores, density)) == by_sorting(flat(scores), density)
 
@@ -155,22 +169,6 @@ def test_selection_leaves_the_scores_alone(scores: dict[str, Tensor], density: f
     before = {name: tensor.clone() for name, tensor in scores.items()}
     keep_top(scores, density)
     assert all(torch.equal(before[name], tensor) for name, tensor in scores.items())
-
-
-@given(st.lists(VALUES, min_size=1, max_size=20), st.data())
-def test_kth_smallest_is_the_order_statistic(values: list[float], data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, len(values)))
-    scratch = torch.empty(len(values))
-    found = kth_smallest(torch.tensor(values), k, scratch)
-    assert float(found) == torch.tensor(values).sort().values[k - 1]
-    assert scratch[:k].max() == found and (scratch[k:] >= found).all()
-
-
-@given(st.lists(VALUES, min_size=1, max_size=20), st.floats(0.01, 1))
-def test_a_written_mask_is_the_selection_as_numbers(values: list[float], density: float) -> None:
-    scores = torch.tensor(values)
-    written = write_mask(scores, density, out=torch.empty_like(scores))
-    assert torch.equal(written, select_top(scores, density).float())
 
 
 def test_convolutions_and_linear_layers_are_prunable_and_nothing_else() -> None:
@@ -246,6 +244,17 @@ def test_masks_that_do_not_fit_are_refused_and_change_nothing(change) -> None:
     with pytest.raises(ValueError, match="do not fit the network: (7|extra)"):
         apply_masks(network, masks)
     assert torch.equal(network[0].weight, tiny_network()[0].weight)
+
+
+@pytest.mark.parametrize("wild", [-2.0, 2.0, -0.0, math.inf, -math.inf, math.nan])
+def test_whatever_a_step_makes_of_a_pruned_weight_becomes_plus_zero(wild: float) -> None:
+    network = nn.Sequential(nn.Linear(2, 1))
+    keep = MaskKeeper(network, {"0": torch.tensor([[False, True]])})
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[wild, -3.0]]))
+    keep()
+    assert network[0].weight.tolist() == [[0.0, -3.0]]
+    assert network[0].weight.signbit().tolist() == [[False, True]]
 
 
 class Watch:

@@ -17,6 +17,7 @@ from searches import (
     fixed_data,
     flat,
     make_search,
+    score_gradient,
     small_model,
     weights,
 )
@@ -332,9 +333,9 @@ def test_synflow_prunes_in_a_hundred_rounds() -> None:
 def test_synflow_lowers_the_density_exponentially(monkeypatch: pytest.MonkeyPatch) -> None:
     densities = []
 
-    def noted(scores: dict[str, Tensor], density: float) -> Masks:
+    def noted(scores: dict[str, Tensor], density: float, floor: float) -> Masks:
         densities.append(density)
-        return keep_top(scores, density)
+        return keep_top(scores, density, floor)
 
     keep_top = synflow.keep_top
     monkeypatch.setattr(synflow, "keep_top", noted)
@@ -355,8 +356,8 @@ def test_synflow_does_not_empty_a_layer_that_one_round_would() -> None:
 def test_synflow_never_brings_a_pruned_weight_back(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[Tensor] = []
 
-    def noted(scores: dict[str, Tensor], density: float) -> Masks:
-        masks = keep_top(scores, density)
+    def noted(scores: dict[str, Tensor], density: float, floor: float) -> Masks:
+        masks = keep_top(scores, density, floor)
         alive.append(flat(masks))
         return masks
 
@@ -455,7 +456,7 @@ def test_bips_implicit_gradient_is_exact_for_a_loss_that_is_linear_in_the_masked
     slopes = torch.tensor([linear.slope(place) for place in range(12)], dtype=torch.float64)
     expected = slopes * linear.learned.flat.detach().sign()
     assert (slopes != 0).sum() == 6
-    torch.testing.assert_close(linear.learned.flat.grad, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(score_gradient(linear.learned), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_bip_without_the_implicit_term_would_be_half_of_it() -> None:
@@ -479,7 +480,7 @@ def test_bips_scores_of_pruned_places_get_the_straight_through_gradient() -> Non
     linear.learned.take_gradients(UPPER)
     pruned = linear.mask == 0
     expected = linear.c * torch.arange(1.0, 13.0) * linear.learned.flat.detach().sign()
-    torch.testing.assert_close(linear.learned.flat.grad[pruned], expected[pruned])
+    torch.testing.assert_close(score_gradient(linear.learned)[pruned], expected[pruned])
 
 
 def bip_steps(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[dict[str, Tensor]]:

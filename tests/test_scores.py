@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CLASSES, SIZE, MemoryLog, TinyData, TinyView, tiny_model
+from searches import score_gradient
 from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
-from pruning.masks import kept_count, prunable, pruned_count, select_top
+from pruning.masks import kept_count, prunable
 from pruning.method import Search
 from pruning.scores import LearnedScores, initial_score, learn_masks
+from pruning.selection import pruned_count, select_top
 from pruning.stage import CLEAN, PROMPTED
 from utils.optim import Optim, OptimConfig
 
@@ -77,6 +79,7 @@ class Gradient:
         self.mask = select_top(self.learned.flat.detach().abs(), 0.4)
         F.cross_entropy(self.model(self.x), self.y).backward()
         self.learned.take_gradients()
+        self.scores_grad = score_gradient(self.learned)
 
     @torch.no_grad()
     def loss(self, mask: Tensor) -> float:
@@ -101,7 +104,7 @@ def tiny_layers() -> list[nn.Module]:
 @pytest.mark.parametrize("kept", [True, False])
 def test_score_gradients_match_finite_differences_of_a_relaxed_mask(kept: bool) -> None:
     gradient = Gradient()
-    grad = gradient.learned.flat.grad
+    grad = gradient.scores_grad
     places = ((gradient.mask == kept) & (grad != 0)).nonzero().flatten()[::17].tolist()
     numeric = [gradient.slope(place) for place in places]
     assert len(places) > 15
@@ -110,7 +113,7 @@ def test_score_gradients_match_finite_differences_of_a_relaxed_mask(kept: bool) 
 
 def test_pruned_places_get_gradient() -> None:
     gradient = Gradient()
-    share = (gradient.learned.flat.grad[~gradient.mask] != 0).double().mean()
+    share = (gradient.scores_grad[~gradient.mask] != 0).double().mean()
     assert share > 0.5
 
 
@@ -120,14 +123,14 @@ def test_a_score_of_zero_gets_no_gradient() -> None:
         model.network[7].weight[5] = 0  # a row that the mapping uses, so that its gradient is not 0
     learned = LearnedScores(model.network, 0.4)
     F.cross_entropy(model(torch.rand(4, 3, SIZE, SIZE)), torch.zeros(4).long()).backward()
-    learned.take_gradients()
     assert model.network[7].weight.grad[5].any()
-    assert not learned.per_layer(learned.flat.grad)["7"][5].any()
+    learned.take_gradients()
+    assert not learned.per_layer(score_gradient(learned))["7"][5].any()
 
 
 def test_rows_of_the_head_that_are_not_mapped_get_no_gradient() -> None:
     gradient = Gradient()
-    head = gradient.learned.per_layer(gradient.learned.flat.grad)["7"]
+    head = gradient.learned.per_layer(gradient.scores_grad)["7"]
     assert not head[[2, 4]].any() and head[[0, 1, 3, 5]].any()
 
 

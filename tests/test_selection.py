@@ -1,0 +1,140 @@
+"""The selection behind every mask: exact whatever the values, and whatever its sample suggests."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pruning import selection
+from pruning.selection import MovingCut, find_cut, select_top
+
+MANY = 1_400_000  # beyond ten samples' worth
+VALUES = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38, -3.4e38]),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+def normal(seed: int = 0) -> Tensor:
+    return torch.randn(MANY, generator=torch.Generator().manual_seed(seed))
+
+
+def steps() -> Tensor:
+    """Ten layers of very different sizes of their values, as a network's scores have."""
+    return torch.cat([part * 10.0**-n for n, part in enumerate(normal().split(MANY // 10))])
+
+
+def tied() -> Tensor:
+    """Nine tenths of the values are equal, which is where numpy's selection is slow."""
+    return normal().where(torch.arange(MANY) % 10 == 0, 0.5)
+
+
+def rounded() -> Tensor:
+    return (normal() * 4).round()
+
+
+def cells() -> Tensor:
+    """A pattern with the period of a kernel."""
+    return torch.arange(9.0).repeat(MANY // 9 + 1)[:MANY]
+
+
+PATTERNS = [normal, steps, tied, rounded, cells]
+
+
+def expected(values: Tensor, density: float) -> Tensor:
+    """The kept places, by a stable sort: of equal values the last in order go first."""
+    pruned = int((1 - density) * len(values))
+    keep = torch.ones(len(values), dtype=torch.bool)
+    order = len(values) - 1 - values.flip(0).argsort(stable=True)
+    keep[order[:pruned]] = False
+    return keep
+
+
+@given(st.lists(VALUES, min_size=1, max_size=20), st.floats(0.01, 1))
+def test_a_selection_is_that_of_a_stable_sort(values: list[float], density: float) -> None:
+    tensor = torch.tensor(values)
+    assert torch.equal(select_top(tensor, density), expected(tensor, density))
+
+
+@pytest.mark.parametrize("density", [1e-6, 0.01, 0.2, 0.7, 1 - 1e-6, 1.0])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_selection_of_many_values_is_exact(pattern, density: float) -> None:
+    assert torch.equal(select_top(pattern(), density), expected(pattern(), density))
+
+
+@pytest.mark.parametrize("bracket", [(-9.0, -8.0), (8.0, 9.0), (0.0, 1e-9)])
+def test_a_sample_that_misleads_costs_time_only(bracket, monkeypatch) -> None:
+    monkeypatch.setattr(selection, "_sampled", lambda *_: bracket)
+    assert torch.equal(select_top(rounded(), 0.2), expected(rounded(), 0.2))
+
+
+def test_only_what_the_sample_brackets_is_sorted(monkeypatch) -> None:
+    """Else the time would be that of a selection over all values."""
+    found = []
+    between = selection._between
+
+    def watched(*args) -> tuple[int, np.ndarray, np.ndarray]:
+        found.append(between(*args))
+        return found[-1]
+
+    monkeypatch.setattr(selection, "_between", watched)
+    select_top(normal(), 0.8)
+    [(below, values, _)] = found
+    assert below < MANY // 5 <= below + values.size and 0 < values.size < MANY // 25
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_values_stay_as_they_are(pattern) -> None:
+    values = pattern()
+    select_top(values, 0.3)
+    find_cut(values, 0.3, magnitude=True)
+    assert torch.equal(values, pattern())
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_cut_of_magnitudes_is_the_selection(pattern, density: float) -> None:
+    values = pattern()
+    threshold, ties = find_cut(values, density, magnitude=True)
+    keep = values.abs() > threshold
+    keep[ties] = True
+    assert torch.equal(keep, select_top(values.abs(), density))
+    assert int(keep.sum()) == MANY - int((1 - density) * MANY)
+
+
+def test_of_equal_values_at_the_threshold_the_first_are_kept() -> None:
+    keep = select_top(torch.tensor([1.0, 2.0, 2.0, 3.0, 2.0]), 0.6)
+    assert keep.tolist() == [False, True, True, True, False]
+
+
+def test_an_accelerator_selects_the_same() -> None:
+    """Its arithmetic, run on the CPU."""
+    for pattern in PATTERNS:
+        values = pattern()
+        pruned = int(0.7 * MANY)
+        on_device = selection._select_on_device(values, pruned)
+        assert int(on_device.sum()) == MANY - pruned
+        assert torch.equal(on_device, select_top(values, 1 - pruned / MANY))
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_moving_cut_is_each_times_own(pattern, step: float) -> None:
+    moving, values = MovingCut(), pattern()
+    for number in range(6):
+        values += step * normal(number + 1)
+        threshold, ties = moving(values, 0.2)
+        keep = values.abs() > threshold
+        keep[ties] = True
+        assert torch.equal(keep, expected(values.abs(), 0.2))
+
+
+def test_a_cut_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
+    sampled, plain = [], selection._sampled
+    monkeypatch.setattr(selection, "_sampled", lambda *w: sampled.append(1) or plain(*w))
+    moving = MovingCut()
+    for number in range(8):
+        moving(normal() * (1 + 0.001 * number), 0.2)
+    assert len(sampled) == 2
