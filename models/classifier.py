@@ -1,9 +1,12 @@
 """The classifier that is pruned: prompt, normalise, network, label mapping."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from utils.precision import Precision
 
 
 class PromptedClassifier(nn.Module):
@@ -27,6 +30,22 @@ class PromptedClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_map", None)
+        self.precision = Precision()
+
+    def use(self, precision: Precision) -> None:
+        """Run the network in this way from now on, wherever the model is used."""
+        self.precision = precision
+        precision.prepare(self.network)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within, the network runs in float32 by its own code, whatever `use` was given."""
+        given, self.precision = self.precision, Precision()
+        try:
+            with given.uncompiled():
+                yield
+        finally:
+            self.precision = given
 
     def forward(self, x: Tensor, prompted: bool = False) -> Tensor:
         """(B, 3, h, h) in [0, 1] to (B, C). The prompted input has the canvas' size, not h."""
@@ -37,4 +56,4 @@ class PromptedClassifier(nn.Module):
         """(B, 3, h, h) in [0, 1] to the logits of the network's own classes, (B, S)."""
         if prompted and self.prompt is not None:
             x = self.prompt(x)
-        return self.network((x - self.mean) / self.std)
+        return self.precision.run(self.network, (x - self.mean) / self.std)

@@ -25,15 +25,15 @@ def count_predictions(
     """
     was_training = model.training
     model.eval()
-    counts: Tensor | int = 0
+    cells: list[Tensor] = []  # counted at the end: counting waits for an accelerator
     for step, (images, labels) in enumerate(batches):
         torch.manual_seed(key_seed("mapping", step))
         logits = model.source_logits(images, prompted)
-        cells = logits.argmax(1) * classes + labels
+        cells.append(logits.argmax(1) * classes + labels)
         sources = logits.shape[1]
-        counts = counts + torch.bincount(cells, minlength=sources * classes).view(sources, classes)
     model.train(was_training)
-    return counts.cpu()
+    counts = torch.bincount(torch.cat(cells), minlength=sources * classes)
+    return counts.view(sources, classes).cpu()
 
 
 def frequency_mapping(counts: Tensor) -> Tensor:

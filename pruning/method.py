@@ -68,6 +68,7 @@ class Search:
     before_epoch: Callable[[], None] = nothing
     previous: Callable[[], "Trained | None"] = nothing  # the level before, fine-tuned
     once: Callable[[str, Masks, Callable[[], Tensors]], Tensors] = make_anew
+    floor: float = 0.0  # no layer's density falls below it
 
     def prompt_groups(self) -> tuple[Group, ...]:
         """The prompt's parameters as a group of their own, or nothing when it takes no part."""
@@ -86,11 +87,16 @@ class Search:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Score without moving BatchNorm's statistics; the mode found is put back."""
+    """Score without moving BatchNorm's statistics, and without autocast or compilation.
+
+    One batch decides a mask, and without loss scaling float16 would lose small gradients. The
+    mode found is put back.
+    """
     was_training = model.training
     model.eval()
     try:
-        yield
+        with model.plain():
+            yield
     finally:
         model.train(was_training)
 
@@ -103,7 +109,7 @@ def one_shot(score: Callable[[Search], Scores]) -> Callable[[Search], Masks]:
 
     def find_masks(search: Search) -> Masks:
         search.remap()
-        masks = keep_top(score(search), search.density)
+        masks = keep_top(score(search), search.density, search.floor)
         apply_masks(search.model.network, masks)
         search.remap()
         return masks

@@ -1,0 +1,104 @@
+"""Loss scaling: float16 gradients too small for float16 are kept by scaling the loss.
+
+The scale is a power of two, so that it leaves no trace in a gradient. It grows as long as nothing
+overflows; a step whose gradients overflow is skipped (Micikevicius et al. 2018, section 3.2).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from utils.errors import NumericError
+
+MOST_SKIPPED = 10  # in a row: the scale is then a thousandth of what it was
+
+
+class LossScale:
+    """Backward pass and optimizer steps, with a scaled loss where that is `enabled`.
+
+    On an accelerator nothing waits for the device, except on MPS, which has no fused optimizers.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], optimizers: Sequence[Optimizer], enabled: bool
+    ) -> None:
+        """`params` are all that get a gradient, also those that no optimizer holds."""
+        self._steps = _Steps(dict.fromkeys(params))
+        device = self._steps.param_groups[0]["params"][0].device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+        self._in_a_row = self._most = torch.zeros((), device=device)
+        if enabled:
+            for optimizer in optimizers:
+                _start_momentum(optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, unscaled, so that hooks see the true ones."""
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._steps)
+
+    def step(self, optimizers: Sequence[Optimizer]) -> None:
+        """Step these optimizers, or none of them if a gradient of `backward` overflowed."""
+        self._steps.optimizers = optimizers
+        self._scaler.step(self._steps)
+        self._scaler.update()
+        if self._scaler.is_enabled():
+            self._in_a_row = (self._in_a_row + 1) * self._steps.skipped
+            self._most = torch.maximum(self._most, self._in_a_row)
+
+    def require_steps(self) -> None:
+        """Raises NumericError after too many skipped steps in a row; waits for the device."""
+        if self._scaler.is_enabled() and self._most >= MOST_SKIPPED:
+            raise NumericError(
+                f"{MOST_SKIPPED} steps in a row were skipped, since their gradients overflow in "
+                "float16: use --amp bf16 or a lower learning rate"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a restart needs; empty when nothing is scaled."""
+        scale = self._scaler.state_dict()
+        return scale and scale | {"in_a_row": float(self._in_a_row)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        if state:
+            self._scaler.load_state_dict(state)
+            self._in_a_row = torch.full_like(self._in_a_row, state["in_a_row"])
+
+
+class _Steps(Optimizer):
+    """All gradients and steps of one backward pass, as the one optimizer that GradScaler sees."""
+
+    _step_supports_amp_scaling = True  # GradScaler gives `found_inf`; skipping is left to `step`
+    found_inf: Tensor | None = None  # 1.0 if any gradient overflowed, else 0.0
+
+    def __init__(self, params: Iterable[nn.Parameter]) -> None:
+        super().__init__(params, {})
+        self.optimizers: Sequence[Optimizer] = ()
+        self.skipped: Tensor | None = None
+
+    def step(self) -> None:
+        """Step the optimizers unless a gradient overflowed."""
+        self.skipped = self.found_inf
+        for optimizer in self.optimizers:
+            if self.skipped is None:
+                optimizer.step()
+            elif getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer.found_inf = self.skipped  # a fused kernel skips by itself
+                optimizer.step()
+            elif not self.skipped:
+                optimizer.step()
+
+
+def _start_momentum(optimizer: Optimizer) -> None:
+    """Give SGD its momentum at once: zeros.
+
+    torch's fused kernel writes it in the first step; if that one is skipped, it goes on with what
+    happened to be in the memory.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for param in group["params"]:
+                optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)

@@ -1,0 +1,97 @@
+"""How the network is run: autocast, memory format, compilation, TF32.
+
+Weights, scores, prompt, loss, optimizer states and the choice of the masks stay float32.
+"""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.config import flag
+from utils.errors import UsageError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Graphs of one network: training and evaluation, two image sizes, whatever is trainable then.
+MOST_GRAPHS = 32
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The flags, and the one place where they act on a forward pass."""
+
+    amp: str = flag(
+        "none",
+        "precision of the network's layers (autocast); fp16 scales the loss",
+        choices=("none", *DTYPES),
+    )
+    channels_last: bool = flag(False, "keep activations in channels-last memory order")
+    compile: bool = flag(False, "compile the network (torch.compile); needs a C++ compiler")
+    tf32: bool = flag(
+        False, "let NVIDIA GPUs round the factors of convolutions and matrix products to TF32"
+    )
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients would underflow without loss scaling."""
+        return self.amp == "fp16"
+
+    def begin(self, device: torch.device) -> None:
+        """Set the process-wide switches, on or off, whatever they were before.
+
+        Raises UsageError when `device` cannot run the network in this precision.
+        """
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        if self.amp != "none" and not _autocasts(device, DTYPES[self.amp]):
+            raise UsageError(
+                f"--amp {self.amp} does not work on {device} here: choose another --amp or --device"
+            )
+
+    def prepare(self, network: nn.Module) -> None:
+        """Compile `network` in place if asked to; its state-dict keys stay what they are."""
+        if self.compile:
+            import torch._dynamo
+
+            # Past the limit torch goes on without compiling, silently.
+            torch._dynamo.config.recompile_limit = MOST_GRAPHS
+            network.compile()
+
+    def run(self, network: nn.Module, x: Tensor) -> Tensor:
+        """network(x): (B, 3, h, h) to (B, S); float32 logits whenever autocast is on.
+
+        The weights stay contiguous in either memory format: those of a search are views of one
+        flat tensor, and a layer's own conversion costs little beside its arithmetic.
+        """
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.compile:
+            torch._dynamo.maybe_mark_dynamic(x, 0)  # an epoch's last batch is no graph of its own
+        if self.amp == "none":
+            return network(x)
+        with torch.autocast(x.device.type, DTYPES[self.amp]):
+            return network(x).float()
+
+    def uncompiled(self) -> AbstractContextManager:
+        """Within, compiled networks run by their own code, which has second derivatives."""
+        return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
+
+
+def _autocasts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a convolution and its gradient can be computed in `dtype`.
+
+    Depending on the device torch raises an error or warns and goes on in float32.
+    """
+    weight = torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.autocast(device.type, dtype):
+                out = F.conv2d(weight.detach(), weight)
+        out.float().sum().backward()
+    except RuntimeError:
+        return False
+    return out.dtype == dtype
