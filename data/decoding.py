@@ -6,14 +6,18 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.images import FileImages, decode
+from data.images import FileImages
+from data.picture import decode
 from data.transforms import resize
 from utils.errors import DataError
+from utils.signals import signals_later
 
 BATCH = 64  # images that a worker decodes at a time when the whole set is decoded
 
@@ -51,19 +55,40 @@ class Order(Sampler):
 
 
 def quiet_worker(_: int) -> None:
-    """Leave Ctrl-C and signals to the whole job to the main process, which ends its workers."""
-    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        with suppress(AttributeError, ValueError):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(AttributeError, OSError):
+    """Leave Ctrl-C and signals to the whole job to the main process, which ends its workers.
+
+    They come to the process group or, from systemd for one, to each process: a worker that died of
+    them would fail the step that the main process has yet to finish and save.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_heed_parent, daemon=True).start()
+    with suppress(OSError):
         os.setpgid(0, 0)
 
 
-def loader(images: FileImages, sizes: Sequence[int], order: Order, **options: object) -> DataLoader:
-    """A DataLoader of lists of tensors, one a size, for the batches of `order`."""
-    files = Files(images, sizes)
-    return DataLoader(files, None, sampler=order, worker_init_fn=quiet_worker, **options)
+def _heed_parent() -> None:
+    """End when the main process, and nobody else, says so."""
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose workers are started without a signal in between."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with signals_later():
+            return super().__iter__()
+
+
+def loader(items: Dataset, order: Order, **options: object) -> DataLoader:
+    """A loader of what `items` has for each of the batches of `order`."""
+    return Loader(items, None, sampler=order, worker_init_fn=quiet_worker, **options)
 
 
 def checked(tensors: list[Tensor] | str) -> list[Tensor]:
@@ -79,7 +104,7 @@ def decode_all(images: FileImages, sizes: Sequence[int], workers: int) -> dict[i
     kept = {size: torch.empty(shape, dtype=torch.uint8) for size, shape in shapes.items()}
     order, parts = Order(), torch.arange(len(images)).split(BATCH)
     order.batches = [part.tolist() for part in parts]
-    decoded = loader(images, sizes, order, num_workers=workers)
+    decoded = loader(Files(images, sizes), order, num_workers=workers)
     for part, tensors in zip(parts, decoded, strict=True):
         for size, tensor in zip(sizes, checked(tensors), strict=True):
             kept[size][part] = tensor
@@ -90,11 +115,11 @@ class Stream:
     """Image files decoded batch by batch with workers that stay alive between epochs."""
 
     def __init__(self, images: FileImages, size: int, workers: int, pin: bool) -> None:
-        self._images, self._size, self._busy = images, size, False
+        self._files, self._busy = Files(images, (size,)), False
         self._options = {"num_workers": workers, "pin_memory": pin}
         self._order = Order()
         stay = {"persistent_workers": workers > 0}
-        self._loader = loader(images, (size,), self._order, **self._options, **stay)
+        self._loader = loader(self._files, self._order, **self._options, **stay)
         self._open: weakref.WeakSet[Iterator[Tensor]] = weakref.WeakSet()
         STREAMS.add(self)
 
@@ -115,7 +140,7 @@ class Stream:
         if self._busy:  # a loader serves one iteration at a time: this one gets its own workers
             order = Order()
             order.batches = batches
-            yield from self._read(loader(self._images, (self._size,), order, **self._options))
+            yield from self._read(loader(self._files, order, **self._options))
             return
         self._busy, self._order.batches = True, batches
         try:

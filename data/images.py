@@ -1,8 +1,6 @@
 """Where pixels come from: one uint8 tensor of equal-sized images, or image files."""
 
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from utils.errors import DataError
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,10 @@ class FileImages:
 
     def path(self, row: int) -> Path:
         return self.root / os.fsdecode(bytes(self.names[row]))
+
+    def shown(self, row: int) -> str:
+        """The absolute path for a message, also when the name of the file is no UTF-8."""
+        return str(self.path(row).absolute()).encode(errors="backslashreplace").decode()
 
     def select(self, rows: Tensor) -> "FileImages":
         return FileImages(self.root, self.names[rows.numpy()])
@@ -117,19 +108,3 @@ def file_part(
 
 def _int64(labels: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.array(labels, dtype=np.int64).reshape(-1))
-
-
-def decode(path: Path) -> Tensor:
-    """An image file as uint8 RGB (3, H, W), whatever its mode.
-
-    Raises DataError that names the file when it is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits a pixel: PIL would clip them to 8
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            pixels = np.array(image.convert("RGB"))
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot read the image {path} ({reason}): get it again") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -13,9 +13,13 @@ def open_flowers_coop(root: Path) -> Splits:
     try:
         split = json.loads(path.read_text())
         rows = [*split["train"], *split["val"]], split["test"]
-        names = {int(label): str(name) for part in rows for _, label, name in part}
+        called = {(int(label), str(name)) for part in rows for _, label, name in part}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged or no split file of CoOp's: get it again") from error
+    names = dict(called)
+    if len(names) < len(called):
+        raise DataError(f"{path} gives one class two names, so that labels of its parts may not "
+                        "agree: get it again")
     classes = [names.get(label, str(label)) for label in range(max(names, default=-1) + 1)]
     parts = (([root / "jpg" / row[0] for row in part], [row[1] for row in part]) for part in rows)
     return Splits(*(file_part(root, paths, labels, classes) for paths, labels in parts))

@@ -1,24 +1,25 @@
 """From flags to views: find the dataset, hold out what is asked for, make the views."""
 
 import hashlib
-import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from data.cache import resized, room
-from data.images import UNREADABLE, Part, Splits
-from data.locate import locate
+from data.faults import readable
+from data.images import Part, Splits
+from data.opening import open_splits, require_images
 from data.specs import SPECS
 from data.splits import stratified
 from data.transforms import clean_size
 from data.views import Look, View
 from utils.config import flag, number
-from utils.errors import DataError, UsageError
+from utils.errors import UsageError
 
 GROUP = "data"
-DAMAGED = (*UNREADABLE, RuntimeError, LookupError, TypeError, pickle.UnpicklingError)
+NAMED = 3  # images that a message names; the rest it counts
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class DataConfig:
         0, "train on so many images, a fixed choice with the classes in proportion; 0 is all",
         parse=number(int, 0), group=GROUP)
     download: bool = flag(True, "fetch a missing dataset where torchvision can", group=GROUP)
+    bad_images: str = flag(
+        "stop", "image files that cannot be read: stop the run, or skip leaves them out, the "
+        "same ones each time, after a look at every file", choices=("stop", "skip"), group=GROUP)
     cache_gb: float | None = flag(
         None, "memory for resized images in GB; 0 keeps none (default: a quarter of the memory)",
         parse=number(float, 0), group=GROUP)
@@ -56,6 +60,7 @@ class Data:
     clean       training images, augmented: resized to 9/8, cut at random, mirrored half the time
     prompted    the same images, only resized
     test, val   only resized, in a fixed order; val is None unless a part is held out
+    left_out    paths of images that cannot be read (--bad_images skip)
     """
 
     clean: View
@@ -63,6 +68,14 @@ class Data:
     test: View
     val: View | None
     classes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the images: which were left out."""
+        if not self.left_out:
+            return []
+        return [f"images that cannot be read and are left out: {shortened(self.left_out)}"]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,19 +93,28 @@ class Data:
 def load_data(config: DataConfig, input_size: int, batch_size: int, device: torch.device) -> Data:
     """The views of `config.dataset` as images of `input_size` pixels on `device`.
 
-    Nothing is decoded before the first batch. Raises DataError when the data are missing, damaged
-    or inconsistent, UsageError when more training images are asked for than there are.
+    Nothing is decoded before the first batch, unless unreadable images are to be left out. Raises
+    DataError when the data are missing, damaged or inconsistent, UsageError when more training
+    images are asked for than there are.
     """
-    splits = open_splits(config)
+    splits, left_out = open_splits(config.dataset, config.data, config.download), ()
+    if config.bad_images == "skip":
+        splits, left_out = readable(splits, config.workers)
+        require_images(splits, f"{config.dataset}, without what cannot be read,")
+    views = make_views(splits, config, Look(input_size, input_size, batch_size, device))
+    return replace(views, left_out=left_out)
+
+
+def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
+    """The views of these splits; `still` is how test images are shown."""
     train, val = hold_out(splits.train, config)
-    still = Look(input_size, input_size, batch_size, device)
     drawn = replace(still, shuffled=True)
-    augmented = replace(drawn, resize_to=clean_size(input_size), augmented=True)
-    space, workers = room(config.cache_gb, device), config.workers
-    pixels = resized(train.images, (augmented.resize_to, input_size), space, workers)
+    augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
+    space, workers = room(config.cache_gb, still.device), config.workers
+    pixels = resized(train.images, (augmented.resize_to, still.size), space, workers)
 
     def fixed(name: str, part: Part) -> View:
-        return View(name, resized(part.images, (input_size,), space, workers), part.labels, still)
+        return View(name, resized(part.images, (still.size,), space, workers), part.labels, still)
 
     return Data(
         clean=View("clean", pixels, train.labels, augmented),
@@ -103,24 +125,11 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     )
 
 
-def open_splits(config: DataConfig) -> Splits:
-    """The whole training and test part, checked: none empty, every label a class."""
-    name, spec = config.dataset, SPECS[config.dataset]
-    root = locate(name, spec, config.data, config.download)
-    try:
-        splits = spec.open(root)
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} in {root.absolute()} is damaged ({reason}): remove it there and "
-                        f"get it again from {spec.source}") from error
-    for part, images in zip(("training", "test"), splits, strict=True):
-        labels = images.labels
-        if not len(labels):
-            raise DataError(f"{name} in {root.absolute()} has no {part} images")
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(images.classes):
-            raise DataError(f"{name} in {root.absolute()} has {part} labels outside its "
-                            f"{len(images.classes)} classes")
-    return splits
+def shortened(paths: Sequence[str]) -> str:
+    """The number of images and the first few of their paths."""
+    more = len(paths) - NAMED
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"{len(paths):,} ({', '.join(paths[:NAMED])}{rest})"
 
 
 def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:

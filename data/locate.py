@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from data.archives import guarded
 from data.specs import Spec
 from utils.errors import DataError
 
@@ -26,6 +27,11 @@ def candidates(name: str, data: str | None) -> list[Path]:
 def missing(spec: Spec, root: Path) -> list[str]:
     """The markers of the dataset that are not in `root`."""
     return [m for m in spec.markers if not any((root / one).exists() for one in m.split("|"))]
+
+
+def present(spec: Spec, root: Path) -> list[str]:
+    """The markers of the dataset that are in `root`, as they are called there."""
+    return [one for m in spec.markers for one in m.split("|") if (root / one).exists()]
 
 
 def locate(name: str, spec: Spec, data: str | None, download: bool) -> Path:
@@ -73,7 +79,8 @@ def fetch_into(spec: Spec, target: Path) -> None:
     created = [folder for folder in aside.parents if not folder.exists()]
     try:
         aside.mkdir(parents=True)
-        spec.fetch(aside)
+        with guarded():
+            spec.fetch(aside)
         if missing(spec, target):
             target.mkdir(exist_ok=True)
             for entry in aside.iterdir():

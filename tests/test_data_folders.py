@@ -25,6 +25,58 @@ def test_a_class_missing_in_test_keeps_the_numbers_of_the_others(tmp_path):
     assert seen(load("imagefolder", tmp_path).test) == [(30, 0), (40, 2)]
 
 
+def test_the_order_of_the_class_folders_of_test_says_nothing(tmp_path):
+    tree(tmp_path, "train/b/0", "train/a/1", "train/c/2", "test/c/3", "test/a/4", "test/b/5")
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("a", "b", "c")
+    assert seen(data.prompted) == [(0, 1), (10, 0), (20, 2)]
+    assert seen(data.test) == [(30, 2), (40, 0), (50, 1)]
+
+
+def test_numbers_as_class_names_are_sorted_as_text_in_both_splits(tmp_path):
+    tree(tmp_path, "train/2/0", "train/10/1", "train/1/2", "test/2/3", "test/10/4")
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("1", "10", "2") and seen(data.test) == [(30, 2), (40, 1)]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_keeps_the_numbers_of_the_others(tmp_path, split):
+    tree(tmp_path, "train/a/0", "train/c/1", "test/a/2", "test/c/3")
+    for folder in {"train", split}:
+        (tmp_path / folder / "b").mkdir()
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("a", "b", "c")
+    assert seen(data.prompted) == [(0, 0), (10, 2)] and seen(data.test) == [(20, 0), (30, 2)]
+
+
+def test_a_class_folder_missing_in_training_is_refused_also_when_it_is_the_last(tmp_path):
+    tree(tmp_path, "train/a/0", "train/b/1", "test/a/2", "test/z/3")
+    with pytest.raises(DataError, match=r"\(z\): make their names agree"):
+        load("imagefolder", tmp_path)
+
+
+def test_a_class_folder_in_other_letters_is_refused(tmp_path):
+    tree(tmp_path, "train/Cat/0", "test/cat/1")
+    with pytest.raises(DataError, match=r"\(cat\)"):
+        load("imagefolder", tmp_path)
+
+
+def test_an_empty_training_part_is_refused(tmp_path):
+    tree(tmp_path, "test/a/0")
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="no training images"):
+        load("imagefolder", tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_class_folders_names_the_folder_and_the_fix(tmp_path, split):
+    tree(tmp_path, "train/a/0", "test/a/1")
+    (tmp_path / split).rename(tmp_path / "aside")
+    tree(tmp_path, f"{split}/2")
+    with pytest.raises(DataError, match=f"{split} has no class folders: sort its images"):
+        load("imagefolder", tmp_path)
+
+
 def test_a_class_of_test_unknown_in_training_is_refused(tmp_path):
     tree(tmp_path, "train/a/0", "train/c/1", "test/a/2", "test/b/3", "test/c/4")
     with pytest.raises(DataError, match=r"test has class folders .*\(b\)"):
@@ -88,6 +140,32 @@ def test_tiny_imagenet_sorted_beside_an_empty_images_folder(tmp_path):
     (base / "val" / "images").mkdir()
     text(base / "val" / "val_annotations.txt", "v0.png\tn02\t0\t0\t9\t9")
     assert seen(load("tiny_imagenet", tmp_path).test) == [(20, 1), (30, 0)]
+
+
+def test_tiny_imagenet_raw_with_the_folders_of_test_and_boxes_beside_it(tmp_path):
+    base = tiny(tmp_path, ["images/val_0", "images/val_1", "images/val_2"])
+    tree(base, "test/images/test_0")
+    text(base / "train" / "n01" / "n01_boxes.txt", "n01_0.png\t0\t0\t9\t9")
+    text(base / "words.txt", "n01\tgoldfish", "n02\tshark")
+    text(base / "val" / "val_annotations.txt", "val_2.png\tn01\t0\t0\t9\t9",
+         "val_0.png\tn02\t0\t0\t9\t9", "val_1.png\tn01\t0\t0\t9\t9")
+    data = load("tiny_imagenet", tmp_path)
+    assert data.clean.images == 2
+    assert seen(data.test) == [(20, 1), (30, 0), (40, 0)]
+
+
+def test_tiny_imagenet_half_sorted_is_refused(tmp_path):
+    base = tiny(tmp_path, ["images/n01/v0", "images/v1"])
+    text(base / "val" / "val_annotations.txt", "v0.png\tn01\t0\t0\t9\t9",
+         "v1.png\tn02\t0\t0\t9\t9")
+    with pytest.raises(DataError, match="lacks 1 images .*v0.png"):
+        load("tiny_imagenet", tmp_path)
+
+
+def test_tiny_imagenet_taken_for_an_imagefolder_is_refused(tmp_path):
+    base = tiny(tmp_path)
+    with pytest.raises(DataError, match=r"has class folders .*\(images\)"):
+        load("imagefolder", base)
 
 
 def test_tiny_imagenet_flat_without_annotations_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.buffers import Buffers
-from data.images import decode
+from data.picture import decode
 from data.transforms import Crops, clean_size, cut, cut_into, draw_crops, resize
 from utils.errors import DataError
 

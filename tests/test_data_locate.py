@@ -1,11 +1,16 @@
 """Where data are looked for, what is said when they are not there, and downloads."""
 
+import io
+import shutil
+import tarfile
+import zipfile
 from dataclasses import replace
 from urllib.error import URLError
 
 import pytest
 import torch
 from test_data_specs import load, picture, write_idx
+from torchvision.datasets.utils import extract_archive
 
 from data import SPECS, DataConfig, load_data
 from utils.config import parse_flags
@@ -84,6 +89,94 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, fetched):
     with pytest.raises(KeyboardInterrupt):
         load("mnist", tmp_path, download=True)
     assert everything(tmp_path) == []
+
+
+def unpacking(archive):
+    """A download that fetches this archive and lets torchvision unpack it."""
+    return lambda folder: extract_archive(shutil.copy(archive, folder), folder)
+
+
+def tar_of(path, **members):
+    """A tar file of one good member and of others given as attributes of their TarInfo."""
+    with tarfile.open(path, "w:gz") as archive:
+        for attributes in ({"name": "good.txt"}, *members.values()):
+            info = tarfile.TarInfo()
+            for name, value in attributes.items():
+                setattr(info, name, value)
+            info.size = 4 if info.isfile() else 0
+            archive.addfile(info, io.BytesIO(b"data"))
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    return {"name": name, "linkname": target, "type": kind}
+
+
+OUTSIDE = {
+    "above": {"a": {"name": "../evil.txt"}},
+    "above, further in": {"a": {"name": "mnist/../../evil.txt"}},
+    "link above": {"a": link("l", "..")},
+    "link to an absolute path": {"a": link("l", "/tmp")},
+    "through a chain of links": {"a": link("d", "."), "b": link("l", "d/..")},
+    "hard link above": {"a": link("l", "../secret", tarfile.LNKTYPE)},
+    "device": {"a": {"name": "null", "type": tarfile.CHRTYPE}},
+}
+
+
+@pytest.mark.parametrize("case", [*OUTSIDE, "absolute"])
+def test_a_tar_that_leads_outside_is_refused_before_anything_is_written(
+    tmp_path, fetched, case
+):
+    evil, root = tmp_path / "evil.tgz", tmp_path / "data"
+    absolute = {"a": {"name": str(tmp_path / "evil.txt")}}
+    tar_of(evil, **OUTSIDE.get(case, absolute))
+    unpacked = []
+
+    def fetch(folder):
+        try:
+            unpacking(evil)(folder)
+        finally:
+            unpacked.extend(everything(folder))
+
+    fetched(fetch)
+    with pytest.raises(DataError, match="the archive is refused, .* leads outside its folder"):
+        load("mnist", root, download=True)
+    assert unpacked == ["evil.tgz"] and everything(tmp_path) == ["evil.tgz"]
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "C:/evil.txt"])
+def test_a_zip_that_leads_outside_is_refused(tmp_path, fetched, name):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr(name, "data")
+    fetched(unpacking(tmp_path / "evil.zip"))
+    with pytest.raises(DataError, match="the archive is refused"):
+        load("mnist", tmp_path / "data", download=True)
+    assert everything(tmp_path) == ["evil.zip"]
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_an_archive_that_stays_inside_is_unpacked(tmp_path, fetched, kind):
+    write_idx(tmp_path / "made" / "raw", True)
+    path = tmp_path / f"mnist.{kind}"
+    if kind == "tgz":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(tmp_path / "made", "MNIST")
+            shortcut = tarfile.TarInfo("shortcut")
+            shortcut.type, shortcut.linkname = tarfile.SYMTYPE, "MNIST/raw"
+            archive.addfile(shortcut)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in (tmp_path / "made" / "raw").iterdir():
+                archive.write(file, f"MNIST/raw/{file.name}")
+    fetched(unpacking(path))
+    assert load("mnist", tmp_path / "data", download=True).test.images == 1
+
+
+def test_archives_are_unpacked_as_ever_outside_of_downloads(tmp_path, fetched):
+    before = tarfile.TarFile.extractall, zipfile.ZipFile.extractall
+    fetched(lambda folder: pytest.fail("not reached"))
+    with pytest.raises(BaseException, match="not reached"):
+        load("mnist", tmp_path, download=True)
+    assert (tarfile.TarFile.extractall, zipfile.ZipFile.extractall) == before
 
 
 def test_data_half_there_are_not_downloaded_over(tmp_path, fetched):

@@ -237,6 +237,40 @@ def test_oxfordpets_labels_start_at_one_in_the_lists(tmp_path):
     assert seen(data.prompted) == [(0, 0), (10, 1)] and seen(data.test) == [(20, 0)]
 
 
+@pytest.mark.parametrize("absent", [1, 2, 3])
+def test_oxfordpets_with_a_class_missing_in_training_is_refused(tmp_path, absent):
+    base = tmp_path / "oxford-iiit-pet"
+    rows = [f"{name}_{i} {i} 1 1" for i, name in enumerate(["Abby", "Beagle", "Chow"], start=1)]
+    for row in rows:
+        picture(base / "images" / f"{row.split()[0]}.jpg", 10)
+    text(base / "annotations" / "test.txt", *rows)
+    text(base / "annotations" / "trainval.txt", *rows[: absent - 1], *rows[absent:])
+    with pytest.raises(DataError, match="labels outside its 2 classes: get it again from"):
+        load("oxfordpets", tmp_path)
+
+
+def test_a_class_missing_in_test_keeps_the_numbers_of_dtd(tmp_path):
+    base = tmp_path / "dtd" / "dtd"
+    names = [("train", "banded"), ("val", "dotted"), ("train", "woven"), ("test", "woven")]
+    lists = {"train": [], "val": [], "test": []}
+    for i, (split, cls) in enumerate(names):
+        picture(base / "images" / cls / f"{cls}_{i}.jpg", 10 * i)
+        lists[split].append(f"{cls}/{cls}_{i}.jpg")
+    for split, listed in lists.items():
+        text(base / "labels" / f"{split}1.txt", *listed)
+    data = load("dtd", tmp_path)
+    assert data.classes == ("banded", "dotted", "woven") and seen(data.test) == [(30, 2)]
+
+
+def test_flowers102_whose_parts_number_the_classes_differently_is_refused(tmp_path):
+    (tmp_path / "jpg").mkdir()
+    lists = {"train": [["1.jpg", 0, "lily"], ["2.jpg", 1, "rose"]], "val": [],
+             "test": [["3.jpg", 0, "rose"], ["4.jpg", 1, "lily"]]}
+    text(tmp_path / "split_zhou_OxfordFlowers.json", json.dumps(lists))
+    with pytest.raises(DataError, match="gives one class two names"):
+        load("flowers102", tmp_path)
+
+
 def test_flowers102_trains_on_coops_train_and_val(tmp_path):
     base = tmp_path / "flowers102"
     for i in range(4):
