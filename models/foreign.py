@@ -15,13 +15,13 @@ from models.foreign_masks import (
     check_scores,
     infer_density,
     near,
-    pruned_count,
     threshold_masks,
 )
 from models.foreign_network import MASK, SCORE, layers, plain, prunable, recognise, tensors
 from models.foreign_prompt import ForeignPrompt, read_prompt
+from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
-from utils.tensors import read_tensors
+from utils.tensors import read_tensors, understood
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,24 @@ class Foreign:
     notes: tuple[str, ...]
 
 
-def read_authors(path: Path | str, density: float | None = None) -> Foreign:
+def read_authors(
+    path: Path | str, density: float | None = None, file: dict[str, Any] | None = None
+) -> Foreign:
     """Read an authors' checkpoint: score files of VPNs, HYDRA and BiP, and mask baselines.
 
     Score files do not store their density: give it, or it is inferred from weights that were
-    fine-tuned with SGD. Raises UsageError when that cannot be done or `density` is not in (0, 1],
+    fine-tuned with SGD. `file` is what the path holds, where that was read before. Raises
+    UsageError when that cannot be done or `density` is not in (0, 1],
     VPNsError for files of another kind, each with the path and the reason.
     """
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"density {density} is not in (0, 1]")
-    file = read_tensors(path)
-    try:
-        return _interpret(file, density)
-    except VPNsError as error:
-        raise type(error)(f"{path}: {error}") from error
+    file = read_tensors(path) if file is None else file
+    with understood(path):
+        try:
+            return _interpret(file, density)
+        except VPNsError as error:
+            raise type(error)(f"{path}: {error}") from error
 
 
 def _interpret(file: dict[str, Any], density: float | None) -> Foreign:
@@ -154,10 +158,11 @@ def _check_count(
     density: float | None, kept: int, total: int, scored: bool, notes: list[str]
 ) -> None:
     """Append to `notes` when the masks keep another number than the density says."""
-    if density is None or kept == total - pruned_count(density, total):
+    asked = None if density is None else total - pruned_count(total, density)
+    if asked in (None, kept):
         return
     why = "ties at the threshold are pruned" if scored else "its masks are taken as they are"
-    notes.append(f"keeps {kept} of {total}, not {total - pruned_count(density, total)}: {why}")
+    notes.append(f"keeps {kept} of {total}, not {asked}: {why}")
 
 
 def _label_map(file: Mapping[str, Any], sources: int) -> Tensor:

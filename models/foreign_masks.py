@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.pretrained import few
+from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
 
 CLOSE = 1e-4  # a pruned weight's ratio to its start lies this near the common one (measured: 3e-5)
@@ -22,21 +23,16 @@ SLACK = 1e-5  # of all weights: how near a short density must come to be believe
 def threshold_masks(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """Keep |score| > tau, tau the int((1 - density) * N)-th smallest of all; bool by layer."""
     sizes = _flat(scores).abs_()
-    pruned = pruned_count(density, len(sizes))
+    pruned = pruned_count(len(sizes), density)
     if pruned < 1:
         return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
     tau = float(np.partition(sizes.numpy(), pruned - 1)[pruned - 1])
     return {name: score.abs() > tau for name, score in scores.items()}
 
 
-def pruned_count(density: float, total: int) -> int:
-    """How many weights the authors prune: truncated in double precision, not rounded."""
-    return int((1 - density) * total)
-
-
 def near(density: float, other: float, total: int) -> bool:
     """Whether two densities prune the same number of weights, up to the noise of inference."""
-    difference = pruned_count(density, total) - pruned_count(other, total)
+    difference = pruned_count(total, density) - pruned_count(total, other)
     return abs(difference) <= max(16, SLACK * total)
 
 

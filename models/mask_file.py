@@ -15,7 +15,7 @@ from models.foreign_network import MASK, SCORE, layers, plain
 from models.pretrained import misfit
 from utils.checkpoint import read_meta, unpack_tensor
 from utils.errors import UsageError, VPNsError
-from utils.tensors import read_tensors
+from utils.tensors import read_tensors, understood
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ def read_mask_file(path: Path, density: float | None) -> MaskFile:
     VPNsError when the file is damaged or holds no mask.
     """
     tensors = read_tensors(path)
-    if path.suffix == ".safetensors" and not any(k.endswith((SCORE, MASK)) for k in tensors):
-        meta = read_meta(path)
-        program = meta["program"] and unpack_tensor(meta["program"])
-        return MaskFile(masks_of(tensors, meta), tensors, program)
-    return _read_foreign(path, tensors, density)
+    with understood(path):
+        if path.suffix == ".safetensors" and not any(k.endswith((SCORE, MASK)) for k in tensors):
+            meta = read_meta(path)
+            program = meta["program"] and unpack_tensor(meta["program"])
+            return MaskFile(masks_of(tensors, meta), tensors, program)
+        return _read_foreign(path, tensors, density)
 
 
 def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) -> MaskFile:
@@ -51,9 +52,11 @@ def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) ->
         masks = threshold_masks(scores, density)
     if not masks:
         raise VPNsError(f"{path} holds no mask: no weight_mask and no popup_scores")
-    prompt = file.get("visual_prompt") or {}
+    program = (file.get("visual_prompt") or {}).get("program")
+    if not isinstance(program, Tensor | None):
+        raise TypeError(f"the prompt is a {type(program).__name__}")
     kept = {name: mask != 0 for name, mask in masks.items()}
-    return MaskFile(kept, plain(raw), prompt.get("program"))
+    return MaskFile(kept, plain(raw), program)
 
 
 @torch.no_grad()

@@ -19,9 +19,12 @@ from utils.tensors import first_line, read_tensors
 SHOWN = 3  # how many keys an error names
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file. Raises VPNsError when it holds anything but tensors by name."""
-    state = read_tensors(path)
+def read_state(path: Path, known: bool = False) -> dict[str, Tensor]:
+    """A state dict from a file, `known` when its digest was compared already.
+
+    Raises VPNsError when it holds anything but tensors by name.
+    """
+    state = read_tensors(path, known)
     if not all_tensors(state):
         other = [str(key) for key, value in state.items() if not all_tensors({key: value})]
         raise VPNsError(f"{path} is not a plain state dict: no tensors under {few(other)}")
@@ -70,8 +73,7 @@ def hub_state(entry: str) -> dict[str, Tensor]:
     url, folder = hub_url(entry), Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name
     if path.exists():
-        _check_name(path, url)
-        return read_state(path)
+        return read_state(path, known=_check_name(path, url))
     try:
         with redirect_stdout(sys.stderr):  # torch.hub prints there; ours ends with RESULT
             return torch.hub.load_state_dict_from_url(
@@ -86,8 +88,12 @@ def hub_state(entry: str) -> dict[str, Tensor]:
         raise VPNsError(f"{what}: get {url} yourself and put it in {folder}") from error
 
 
-def _check_name(path: Path, url: str) -> None:
-    """Compare a file with the start of its SHA-256, which torchvision puts into the name."""
+def _check_name(path: Path, url: str) -> bool:
+    """Compare a file with the start of its SHA-256, which torchvision puts into the name.
+
+    Returns whether there is one.
+    """
     start = re.search(r"-([0-9a-f]{8,})$", path.stem)
     if start and not sha256_file(path).startswith(start.group(1)):
         raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
+    return start is not None

@@ -1,28 +1,30 @@
 """`--evaluate`: measure a checkpoint of ours, of the authors, or of the model zoo."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import load_data
 from models import PromptedClassifier, build_network
 from models.artifact import masks_of, restore
-from models.backbones import backbone
+from models.backbones import NETWORKS, backbone
 from models.foreign import ForeignPrompt, read_authors
 from models.zoo import ZOO, fetch
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
-from pruning.masks import Masks, apply_masks, kept_count, prunable, select_top, total_count
+from pruning.masks import Masks, apply_masks, keep_top, kept_count, prunable, total_count
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import flatten, replace_flags
 from utils.errors import UsageError
-from utils.tensors import read_tensors
+from utils.identity import model_flags
+from utils.tensors import read_tensors, understood
 
+UNCOMPILED = {"compile": False}  # unless typed: one look at the test images does not repay it
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
 
 
@@ -49,9 +51,11 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
     checkpoint = read_checkpoint(path, known | chosen)
-    flags = {**checkpoint.flags, **known, **chosen, **WHOLE}
+    flags = {**checkpoint.flags, **UNCOMPILED, **known, **chosen, **WHOLE}
     config = complete(replace_flags(Config(), flags))
+    config.precision.begin(device)
     model = checkpoint.model.to(device)
+    model.use(config.precision)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
     classes = _outputs(model, config)
     if classes != len(data.classes):
@@ -73,32 +77,47 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
         "prunable": total,
         "sparsity": round(1 - kept / total, 9),
         "images": clean.seen,
-        "notes": list(checkpoint.notes),
+        "notes": [*checkpoint.notes, *data.notes],
     }
 
 
 def _outputs(model: PromptedClassifier, config: Config) -> int:
     if model.label_map is not None:
         return len(model.label_map)
-    return model.network.get_submodule(backbone(config.network.network).head).out_features
+    return _head(model, config.network.network).out_features
+
+
+def _head(model: PromptedClassifier, network: str) -> nn.Linear:
+    return model.network.get_submodule(backbone(network).head)
 
 
 def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
     """A model file or state of ours, or a file of the authors, told apart by what it holds."""
     tensors = read_tensors(path)
-    if path.suffix == ".safetensors":
-        return _read_model(tensors, read_meta(path))
-    if {"stage", "tensors", "config"} <= tensors.keys():
-        return _read_state(tensors)
-    return _read_authors(path, flags)
+    with understood(path):
+        if path.suffix == ".safetensors":
+            found = _read_model(tensors, read_meta(path))
+        elif {"stage", "tensors", "config"} <= tensors.keys():
+            found = _read_state(tensors)
+        else:
+            found = _read_authors(path, tensors, flags)
+        mapped, head = found.model.label_map, _head(found.model, found.flags["network"])
+        if mapped is not None and (mapped.min() < 0 or mapped.max() >= head.out_features):
+            raise ValueError(f"a label map outside 0..{head.out_features - 1}")
+    return found
 
 
 def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
-    head = len(tensors[f"{backbone(meta['network']).head}.weight"])
-    model = _classifier(meta["network"], head, meta["prompt"], Sizes(**meta["sizes"]))
+    head = len(tensors[f"{NETWORKS[meta['network']].head}.weight"])
+    sizes, program = Sizes(**meta["sizes"]), meta["program"]
+    if program is not None:
+        _check_canvas(program["shape"], sizes.output)
+    kind = "none" if program is None else meta["prompt"]
+    model = _classifier(meta["network"], head, kind, sizes)
     restore(model, tensors, meta)
     claimed = meta.get("result", {}).get("clean")
-    return Checkpoint(model, masks_of(tensors, meta), _known_flags(meta["config"]), claimed)
+    flags = _known_flags(model_flags(meta["config"]))
+    return Checkpoint(model, masks_of(tensors, meta), flags, claimed)
 
 
 def _read_state(state: Mapping[str, Any]) -> Checkpoint:
@@ -107,6 +126,8 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     config = replace_flags(Config(), flags)
     values = dict(state["tensors"])
     scores, mapped = values.pop("scores", None), values.pop("label_map", None)
+    if "prompt.program" in values:
+        _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
     row = backbone(config.network.network)
     source = "none" if scores is None else config.network.weights
     head = _state_head(config, values, scores)
@@ -116,9 +137,9 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     model.label_map = mapped
     masks = {n: layer.weight != 0 for n, layer in prunable(network).items()}
     if scores is not None:
-        keep = select_top(scores.abs(), state["density"])
-        parts = keep.split([mask.numel() for mask in masks.values()])
-        masks = {n: p.view(masks[n].shape) for n, p in zip(masks, parts, strict=True)}
+        parts = scores.abs().split([mask.numel() for mask in masks.values()])
+        ranked = {n: p.view(masks[n].shape) for n, p in zip(masks, parts, strict=True)}
+        masks = keep_top(ranked, state["density"], config.method.min_layer_density)
         apply_masks(network, masks)
     return Checkpoint(model, masks, flags)
 
@@ -139,8 +160,17 @@ def _state_head(
     return 1 + (scores.numel() - one) // layers[row.head].weight.numel()
 
 
-def _read_authors(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
-    foreign = read_authors(path, flags.get("density"))
+def _check_canvas(shape: Sequence[int], side: int) -> None:
+    """Compare the prompt that a file holds with its stated size, before one of that size is made.
+
+    Raises ValueError when they differ.
+    """
+    if tuple(shape) != (3, side, side):
+        raise ValueError(f"a prompt of shape {tuple(shape)} for a canvas of {side} pixels")
+
+
+def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) -> Checkpoint:
+    foreign = read_authors(path, flags.get("density"), file)
     if "dataset" not in flags:
         raise UsageError(f"{path} does not say its dataset: name it with --dataset")
     shown = _prompt_flags(foreign.prompt)

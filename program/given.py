@@ -1,37 +1,48 @@
 """Masks and weights that a search takes from files instead of making them."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from models.artifact import masks_of
-from models.mask_file import read_mask_file, start_from
+from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import Masks, apply_masks, density_of, kept_count, pruned_count, total_count
+from pruning.masks import (
+    Masks,
+    apply_masks,
+    density_of,
+    kept_count,
+    layer_densities,
+    pruned_count,
+    total_count,
+)
 from pruning.method import Trained
 from utils.checkpoint import load_model
 from utils.errors import UsageError, VPNsError
-from utils.level import Level
+from utils.level import Level, level_name, require_progress
+from utils.tensors import SUFFIXES, read_tensors, understood
 
 
 def given_masks(config: Config) -> Callable[[Search], Masks] | None:
-    """A search that takes the masks of a file, and with --init_from all else; None without one."""
+    """A search that takes the masks of a file, and with --init_from all else; None without one.
+
+    Raises VPNsError when a file is refused, UsageError when its masks are not what was asked for.
+    """
     method = config.method
     source = method.init_mask or method.init_from
     if source is None:
         return None
-    file = read_mask_file(Path(source), config.levels[0] if len(config.levels) == 1 else None)
+    path = Path(method.init_from or source)
+    only = config.levels[0] if len(config.levels) == 1 else None
+    file, start = _read(Path(source), only), method.init_from is not None and _read(path, only)
+    for density in config.levels:
+        check_asked(source, file.masks, density, method.min_layer_density)
 
     def find_masks(search: Search) -> Masks:
-        kept, total = kept_count(file.masks), total_count(file.masks)
-        if total - pruned_count(total, search.density) != kept:
-            raise UsageError(
-                f"{source} keeps {kept} of {total} weights, which is not density "
-                f"{search.density:g}: ask for --density_list {density_of(kept, total)!r}"
-            )
-        if method.init_from is not None:
-            path = Path(method.init_from or source)
-            start_from(search.model, read_mask_file(path, search.density), path)
+        _read.cache_clear()  # not needed again
+        if start:
+            start_from(search.model, start, path)
         masks = {name: mask.to(search.model.mean.device) for name, mask in file.masks.items()}
         try:
             apply_masks(search.model.network, masks)
@@ -41,6 +52,53 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
         return masks
 
     return find_masks
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, density: float | None) -> MaskFile:
+    """Read once: a file is looked at when the run begins, and used when its data are there."""
+    return read_mask_file(path, density)
+
+
+def check_given(config: Config, folder: Path) -> None:
+    """Look at the files of --init_mask and --init_from before any work, if they are still needed.
+
+    Raises what `given_masks` does.
+    """
+    _read.cache_clear()  # of an earlier run
+    levels = [folder / level_name(density) for density in config.levels]
+    if not all((level / "search.safetensors").exists() for level in levels):
+        given_masks(config)
+
+
+def check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
+    """Raises UsageError when masks of a file are not of the densities that were asked for."""
+    kept, total = kept_count(masks), total_count(masks)
+    if total - pruned_count(total, density) != kept:
+        raise UsageError(
+            f"{source} keeps {kept} of {total} weights, which is not density "
+            f"{density:g}: ask for --density_list {density_of(kept, total)!r}"
+        )
+    thin = [name for name, share in layer_densities(masks).items() if share < floor]
+    if thin:
+        raise UsageError(
+            f"{source} keeps less than --min_layer_density {floor:g} of "
+            f"{', '.join(thin[:5])}"
+        )
+
+
+def check_resumed(resume: str) -> None:
+    """Read the state that `--resume PATH` names, if it names one: that file must be good.
+
+    Without its name, or with the folder's, a damaged state is passed over for the one before.
+    Raises VPNsError.
+    """
+    path = Path(resume)
+    if path.suffix in SUFFIXES and path.is_file():
+        state = read_tensors(path)
+        if path.suffix != ".safetensors":
+            with understood(path):
+                require_progress(state)
 
 
 def trained_level(level: Level | None) -> Trained | None:

@@ -1,5 +1,7 @@
 """Masks as files: fine-tuning under somebody's mask, and from all that goes with it."""
 
+import shutil
+
 import pytest
 import torch
 from cli import run
@@ -10,6 +12,7 @@ from models.artifact import masks_of
 from models.mask_file import read_mask_file
 from pruning.masks import keep_top, kept_count, prunable
 from utils.checkpoint import load_model, unpack_tensor
+from utils.tensors import read_tensors
 
 QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
 
@@ -125,6 +128,50 @@ def test_a_file_without_a_mask_is_refused(tmp_path, network):
     assert done.code == 1 and "holds no mask" in done.error
 
 
+def absent(tmp_path):
+    return ["--dataset", "cifar10", "--data", tmp_path / "none", "--no_download"]
+
+
+@pytest.mark.parametrize("flag", ["--init_mask", "--init_from"])
+def test_a_refused_file_is_noticed_before_the_data_are_looked_for(tmp_path, network, flag):
+    path = tmp_path / "plain.pth"
+    torch.save(network.state_dict(), path)
+    done = run(tmp_path / "result", *QUICK, *absent(tmp_path), flag, path)
+    assert done.code == 1 and "holds no mask" in done.error
+    assert not (tmp_path / "result").exists()
+
+
+def test_another_density_is_noticed_before_the_data_are_looked_for(tmp_path, searched):
+    words = [*absent(tmp_path), "--density_list", "0.2,0.1"]
+    done = run(tmp_path, *QUICK, *words, "--init_mask", searched / "model.safetensors")
+    assert done.code == 2 and "--density_list 0.2" in done.error
+
+
+def test_a_mask_file_that_was_used_may_go(tmp_path, searched):
+    path = shutil.copy(searched / "model.safetensors", tmp_path)
+    folder = run(tmp_path / "run", *QUICK, "--init_mask", path).folder
+    (tmp_path / "model.safetensors").unlink()
+    again = run(tmp_path / "run", *QUICK, "--init_mask", path, "--resume", folder)
+    assert again.folder == folder
+
+
 def test_a_mask_file_of_ours_says_how_many_it_keeps(searched):
     file = read_mask_file(searched / "search.safetensors", None)
     assert kept_count(file.masks) == 268336 - int(0.8 * 268336)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_pruned_weights_are_plus_zero_in_every_saved_form(tmp_path, optimizer):
+    moving = ["--weight_optimizer", optimizer, "--weight_weight_decay", 0.01, "--keep_states"]
+    done = run(tmp_path, *QUICK, "--epochs", 3, *moving)
+    level, (row,) = done.folder / "d0.2", done.result["rows"]
+    kept = masks(level / "model.safetensors")
+    assert row["kept"] == kept_count(kept) == 268336 - int(0.8 * 268336)
+    states = [read_tensors(path)["tensors"] for path in level.glob("state-*.pt")]
+    assert len(states) == 2
+    models = [load_file(level / f"{name}.safetensors") for name in ("search", "model")]
+    for name, mask in kept.items():
+        weights = [model[f"{name}.weight"] for model in models]
+        weights += [state[f"network.{name}.weight"] for state in states]
+        pruned = torch.stack(weights)[:, ~mask]
+        assert not pruned.any() and not pruned.signbit().any(), name

@@ -1,12 +1,15 @@
 """Files from paths, URLs, Google Drive and the list of published checkpoints."""
 
 import hashlib
+import pickle
 import sys
 import threading
 import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from cli import call
+from test_strangers import Trap
 
 from models.zoo import ZOO, fetch
 from utils.errors import VPNsError
@@ -174,6 +177,15 @@ def test_a_cached_file_with_another_hash_is_fetched_again(server):
     path = fetch(f"{address}/a.pth")
     handler.body = DATA
     assert fetch(f"{address}/a.pth", sha256=DIGEST) == path and path.read_bytes() == DATA
+
+
+def test_a_download_that_would_run_code_is_refused_and_runs_none(server, cache, tmp_path):
+    handler, address = server
+    handler.body = pickle.dumps(Trap(tmp_path / "marker"))
+    done = call("--evaluate", f"{address}/evil.pth", "--dataset", "digits")
+    assert done.code == 1 and not (tmp_path / "marker").exists()
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"error: {cache}/") and "would call posix.system" in last
 
 
 def test_a_server_error_says_how_to_do_it_by_hand(server, cache):

@@ -2,24 +2,30 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import sha256_file
+from utils.files import leads_outside, sha256_file
+from utils.torch_file import inspect, refusal
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def read_tensors(path: Path | str) -> dict[str, Any]:
+def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
     """The dict in a .safetensors, .pt or .pth file, on the CPU.
 
     A safetensors file gives name -> tensor; a torch file what its writer put in, which may be
     nested, but only tensors, numbers, strings and containers. A checksum in `<file>.sha256`
-    beside it is compared. Raises VPNsError for a file that is missing, damaged, of another
-    kind, or that asks for code to be run.
+    beside it is compared; without one the sums inside a zip are, and a line says what that is
+    worth, unless the caller has compared the file already (`known`). Raises VPNsError for a file
+    that is missing, damaged, of another kind, that declares more than it holds, or that asks for
+    code to be run.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -27,26 +33,80 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        check_side_car(path)
-        found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        known = check_side_car(path) or known
+        if path.suffix == ".safetensors":
+            found, summed = _read_safetensors(path), False
+        else:
+            summed = inspect(path)
+            found = _read_torch(path)
     except OSError as error:
         raise VPNsError(f"{path} cannot be read ({error.strerror or first_line(error)})") from error
     if not isinstance(found, dict):
         raise VPNsError(f"{path} holds a {type(found).__name__}, not a dict of tensors")
+    _check_tensors(path, found)
+    if not known:
+        print(f"note: {path} has no {path.name}.sha256 beside it: {_worth(path, summed)}")
     return found
 
 
-def check_side_car(path: Path) -> None:
+def _worth(path: Path, summed: bool) -> str:
+    """What is known of a file without a side-car."""
+    if summed:
+        return "only the CRC-32 sums inside it were compared"
+    kind = "safetensors" if path.suffix == ".safetensors" else "the old format of torch.save"
+    return f"{kind} has no checksum, so a changed bit would not be noticed"
+
+
+def _check_tensors(path: Path, found: Any) -> None:
+    """Refuse tensors that are no plain numbers in memory or larger than the file they are from.
+
+    Containers may hold themselves, hence no recursion.
+    """
+    size, left, seen = path.stat().st_size, [found], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            problem = _problem(value, size)
+            if problem:
+                raise VPNsError(f"{path} is refused: it {problem}")
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _problem(tensor: Tensor, size: int) -> str | None:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return f"holds a tensor of another kind ({tensor.layout}, {tensor.device})"
+    if tensor.numel() * tensor.element_size() > size:
+        return f"declares a tensor of shape {tuple(tensor.shape)} in {size:,} bytes"
+    return None
+
+
+@contextmanager
+def understood(path: Path | str) -> Iterator[None]:
+    """Name the file when its values are not what they should be; for the part that reads them.
+
+    Values of the right kind that do not fit raise VPNsError themselves.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = f"{type(e).__name__}: {first_line(e)[:200]}"
+        raise VPNsError(f"{path} does not hold what it should ({reason})") from e
+
+
+def check_side_car(path: Path) -> bool:
     """Compare a file with the digest in `<file>.sha256`, if there is one (`sha256sum` format).
 
-    Raises VPNsError when they differ.
+    Returns whether there is one. Raises VPNsError when they differ.
     """
     side_car = path.with_name(path.name + ".sha256")
     if not side_car.is_file():
-        return
+        return False
     words = side_car.read_text(errors="replace").split()
     if not words or words[0].lower() != sha256_file(path):
         raise VPNsError(f"checksum mismatch: {path} is not the file that {side_car.name} describes")
+    return True
 
 
 def first_line(error: BaseException) -> str:
@@ -59,11 +119,16 @@ def _or(words: tuple[str, ...]) -> str:
     return ", ".join(words[:-1]) + " or " + words[-1]
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+        outside = [name for name in names if leads_outside(name)]
+        if outside:
+            raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
         return load_file(path)
     except SafetensorError as error:
         raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error
@@ -77,15 +142,14 @@ def _read_torch(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        raise VPNsError(f"{path} {_torch_problem(error)}") from error
+        raise _torch_problem(path, error) from error
 
 
-def _torch_problem(error: Exception) -> str:
+def _torch_problem(path: Path, error: Exception) -> VPNsError:
     """torch's reason without its advice, which is to load the file unsafely."""
     refused = re.search(r"GLOBAL (\S+\w)", str(error))
     if refused:
-        called = refused.group(1)
-        return f"is refused: reading it would call {called}, and only tensors and plain values load"
+        return refusal(path, refused.group(1))
     if "weights_only" in str(error):
-        return "is not a whole file of torch.save: get it again"
-    return f"is damaged ({first_line(error)}): get it again"
+        return VPNsError(f"{path} is not a whole file of torch.save: get it again")
+    return VPNsError(f"{path} is damaged ({first_line(error)}): get it again")

@@ -1,0 +1,464 @@
+"""Files of strangers: whichever way they come in, nothing in them runs and nothing is believed.
+
+Each is refused with exit code 1 and one line that names the file, or taken with a line on what
+is not known of it.
+"""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import resource
+import shutil
+import struct
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli import at_call, call, forked, only_run, run, send
+from safetensors.torch import load_file, save_file
+from test_foreign import checkpoint
+from torch import nn
+
+from utils.checkpoint import load_model, save_model
+from utils.errors import VPNsError
+from utils.level import Level
+from utils.tensors import read_tensors
+
+QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
+SHARES = (0, 0.01, 0.5, 0.99)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was killed in its search and left a state."""
+    save_dir = tmp_path_factory.mktemp("stopped") / "run"
+    kill = (Level, "save", 1, send("SIGKILL"), True)
+    forked(save_dir, *QUICK, before=lambda: at_call(*kill))
+    return only_run(save_dir)
+
+
+@pytest.fixture(scope="module")
+def level(tmp_path_factory):
+    """The level of a finished run."""
+    return run(tmp_path_factory.mktemp("run"), *QUICK, "--epochs", 0).folder / "d0.2"
+
+
+@pytest.fixture
+def enter(tmp_path, stopped):
+    """Give a file to the program through one of its entrances."""
+
+    def evaluated(source):
+        return call("--evaluate", source, "--dataset", "digits", "--density", 0.2, *CPU)
+
+    def resumed(path):
+        folder = shutil.copytree(stopped, tmp_path / "resumed", dirs_exist_ok=True)
+        planted = shutil.copy(path, folder / "d0.2" / path.name)
+        return run(tmp_path / "elsewhere", *QUICK, "--resume", planted)
+
+    def flagged(name, path):
+        return run(tmp_path / "result", *QUICK, "--epochs", 0, name, path)
+
+    entrances = {
+        "evaluate": evaluated,
+        "evaluate URL": lambda path: evaluated(path.as_uri()),
+        "resume": resumed,
+    }
+    return lambda name, path: entrances.get(name, partial(flagged, f"--{name}"))(path)
+
+
+CPU = ("--device", "cpu", "--workers", 0)
+ENTRANCES = ("weights", "init_mask", "init_from", "evaluate", "evaluate URL", "resume")
+
+
+# Code
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.command = f"touch {marker}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+PAYLOADS = {
+    "posix.system": Trap,
+    "argparse.Namespace": lambda marker: argparse.Namespace(epochs=3),
+    "multiarray.scalar": lambda marker: np.float64(0.8316),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_pickled_code_is_refused_by_name_and_never_run(enter, tmp_path, entrance, name):
+    path, marker = tmp_path / "state-9.pt", tmp_path / "marker"
+    torch.save({"state_dict": PAYLOADS[name](marker)}, path)
+    done = enter(entrance, path)
+    assert done.code == 1 and not marker.exists()
+    assert f"{path.name} is refused: reading it would call" in done.error and name in done.error
+
+
+def protocol(number):
+    return lambda content, path: path.write_bytes(pickle.dumps(content, number))
+
+
+FORMS = {
+    "zip": torch.save,
+    "before torch 1.6": partial(torch.save, _use_new_zipfile_serialization=False),
+    **{f"pickle {number}": protocol(number) for number in (0, 1, 2, 4, 5)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_code_is_named_in_every_form_of_a_pickle(tmp_path, form):
+    FORMS[form]({"state_dict": Trap(tmp_path / "marker")}, tmp_path / "evil.pth")
+    assert "would call posix.system" in refusal(tmp_path / "evil.pth")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (bytearray(8), "builtins.bytearray"),
+        (print, "builtins.print"),
+        (Path("x"), "pathlib.PosixPath"),
+    ],
+)
+def test_other_things_than_tensors_and_plain_values_are_refused_by_name(tmp_path, content, name):
+    torch.save({"x": content}, tmp_path / "w.pt")
+    assert f"would call {name}" in refusal(tmp_path / "w.pt")
+
+
+def test_program_of_torchscript_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/constants.pkl", pickle.dumps((), 2))
+        archive.writestr("w/code/run.py", "import os")
+    assert "a TorchScript archive, which holds code" in refusal(tmp_path / "w.pt")
+
+
+def refusal(path):
+    """Why a file is not read, in one line that names it."""
+    with pytest.raises(VPNsError) as error:
+        read_tensors(path)
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text and error.value.exit_code == 1
+    return text
+
+
+# Names and sizes that cannot be
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+PLAIN = {"a": torch.arange(1000.0)}
+COUNT = b"M\xe8\x03"  # 1000 in a pickle
+HUGE = b"\x8a\x06" + (10**12).to_bytes(6, "little")
+
+
+def rezipped(name="{}", change=lambda name, data: data, method=zipfile.ZIP_STORED):
+    """A file of torch.save with its records written anew."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(PLAIN))) as old,
+        zipfile.ZipFile(buffer, "w", method) as new,
+    ):
+        for record in old.namelist():
+            new.writestr(name.format(record), change(record, old.read(record)))
+    return buffer.getvalue()
+
+
+def declared(count):
+    """Another number of values in the pickle of a file of torch.save."""
+    return lambda name, data: data.replace(COUNT, count) if name.endswith("data.pkl") else data
+
+
+def safetensors(shape, offsets, data=bytes(8), name="a", length=None):
+    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", length or len(text)) + text + data
+
+
+class Array:
+    """A pickle that asks for 10^12 zeros when it is read."""
+
+    def __reduce__(self):
+        return bytearray, (10**12,)
+
+
+ABSURD = {
+    "name above, zip": (".pt", lambda: rezipped("../../{}"), "a name outside its own folder"),
+    "absolute name, zip": (".pt", lambda: rezipped("/etc/{}"), "a name outside its own folder"),
+    "name of a drive, zip": (".pt", lambda: rezipped("C:/{}"), "a name outside its own folder"),
+    "name above": (".safetensors", lambda: safetensors([2], [0, 8], name="../a"), "'../a'"),
+    "absolute name": (".safetensors", lambda: safetensors([2], [0, 8], name="/etc/a"), "'/etc/a'"),
+    "name of a drive": (".safetensors", lambda: safetensors([2], [0, 8], name="C:\\a"), r"C:\\a"),
+    "huge shape": (".safetensors", lambda: safetensors([10**12], [0, 8]), "is damaged"),
+    "huge data": (".safetensors", lambda: safetensors([10**12], [0, 4 * 10**12]), "is damaged"),
+    "shape over 64 bits": (".safetensors", lambda: safetensors([2**40] * 2, [0, 8]), "is damaged"),
+    "data beyond the end": (".safetensors", lambda: safetensors([2], [8, 16]), "is damaged"),
+    "huge header": (".safetensors", lambda: safetensors([2], [0, 8], length=2**60), "is damaged"),
+    "huge storage, zip": (".pt", lambda: rezipped(change=declared(HUGE)),
+                          "declares a tensor of 1,000,000,000,000 values"),
+    "huge storage, legacy": (".pth", lambda: saved(
+        PLAIN, _use_new_zipfile_serialization=False).replace(COUNT, HUGE),
+        "declares a tensor of 1,000,000,000,000 values"),
+    "huge view": (".pt", lambda: saved({"a": torch.zeros(1).expand(10**6, 10**6)}),
+                  "declares a tensor of shape (1000000, 1000000)"),
+    "huge array": (".pt", lambda: saved({"a": Array()}), "would call builtins.bytearray"),
+    "packed zeros": (".pt", lambda: rezipped(
+        change=lambda name, data: bytes(2**28) if name.endswith("data/0") else data,
+        method=zipfile.ZIP_DEFLATED), "its records are packed"),
+}  # fmt: skip
+
+
+def little_memory():
+    """Let this process grow by 96 MiB, which is less than what any of the files asks for."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = pages * resource.getpagesize() + 96 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("case", ABSURD)
+def test_absurd_file_is_refused_before_memory_is_taken_for_it(tmp_path, case):
+    suffix, write, reason = ABSURD[case]
+    path = tmp_path / f"absurd{suffix}"
+    path.write_bytes(write())
+    words = ["--evaluate", path, "--dataset", "digits", "--density", 0.4]
+    done = forked(tmp_path / "result", *words, before=little_memory)
+    assert done.code == 1 and done.error.startswith(str(path)) and reason in done.error
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "result.out", "result.err"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_records_of_one_name_are_refused(tmp_path):
+    (tmp_path / "w.pt").write_bytes(rezipped())
+    with zipfile.ZipFile(tmp_path / "w.pt", "a") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    assert "two records of the same name" in refusal(tmp_path / "w.pt")
+
+
+def test_tensor_that_is_not_dense_is_refused(tmp_path):
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
+    assert "a tensor of another kind (torch.sparse_coo, cpu)" in refusal(tmp_path / "w.pt")
+
+
+def test_tensor_without_data_is_refused(tmp_path):
+    torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "w.pt")
+    assert "a tensor of another kind (torch.strided, meta)" in refusal(tmp_path / "w.pt")
+
+
+def test_list_that_holds_itself_is_read(tmp_path):
+    endless = [torch.ones(2)]
+    endless.append(endless)
+    torch.save({"a": endless}, tmp_path / "w.pt")
+    assert torch.equal(read_tensors(tmp_path / "w.pt")["a"][1][0], torch.ones(2))
+
+
+# Cut files
+
+
+@pytest.fixture(scope="module")
+def whole(level, stopped, tmp_path_factory):
+    """A good file of each kind, none with a checksum beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(level / "model.safetensors", folder)
+    shutil.copy(next(stopped.glob("d0.2/state-*.pt")), folder / "state-9.pt")
+    torch.save(checkpoint(), folder / "best.pth")
+    torch.save(load_file(level / "model.safetensors"), folder / "weights.pth")
+    return folder
+
+
+CUTS = [
+    ("weights", "model.safetensors"), ("weights", "weights.pth"),
+    ("evaluate", "model.safetensors"), ("evaluate", "state-9.pt"), ("evaluate", "best.pth"),
+    ("evaluate URL", "best.pth"), ("resume", "state-9.pt"),
+    ("init_mask", "model.safetensors"), ("init_mask", "best.pth"),
+    ("init_from", "model.safetensors"), ("init_from", "best.pth"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entrance", "name"), CUTS)
+def test_cut_file_is_refused_by_name(enter, whole, tmp_path, entrance, name):
+    data = (whole / name).read_bytes()
+    for share in SHARES:
+        (tmp_path / name).write_bytes(data[: int(share * len(data))])
+        done = enter(entrance, tmp_path / name)
+        assert done.code == 1 and f"{name} is damaged" in done.error, share
+
+
+# Flipped bits
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("record", ["data.pkl", "data/0", "version"])
+def test_flipped_bit_in_a_zip_is_found_by_its_own_sums(tmp_path, record):
+    data = saved(PLAIN)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        place = data.index(archive.read(f"archive/{record}")) + 1
+    (tmp_path / "w.pth").write_bytes(flipped(data, place))
+    reason = refusal(tmp_path / "w.pth")
+    assert f"checksum mismatch in archive/{record}" in reason
+
+
+def test_no_flipped_bit_of_a_zip_changes_a_tensor(tmp_path):
+    path, data = tmp_path / "w.pt", saved(PLAIN)
+    taken = 0
+    for place in range(0, len(data), 23):
+        path.write_bytes(flipped(data, place))
+        try:
+            found = read_tensors(path)
+        except VPNsError as error:
+            assert str(path) in str(error)
+        else:  # padding between the records, dates of the records
+            taken += 1
+            assert found.keys() == PLAIN.keys() and torch.equal(found["a"], PLAIN["a"])
+    assert taken < len(data) / 23 / 2
+
+
+# What is not known of a file
+
+
+def note_on(path, capsys):
+    read_tensors(path)
+    return capsys.readouterr().out
+
+
+def test_safetensors_without_a_checksum_are_noted(tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    save_file(PLAIN, path)
+    assert note_on(path, capsys) == (
+        f"note: {path} has no w.safetensors.sha256 beside it: safetensors has no checksum, "
+        "so a changed bit would not be noticed\n"
+    )
+
+
+def test_old_format_of_torch_without_a_checksum_is_noted(tmp_path, capsys):
+    path = tmp_path / "w.pth"
+    torch.save(PLAIN, path, _use_new_zipfile_serialization=False)
+    note = note_on(path, capsys)
+    assert note.count("\n") == 1 and "the old format of torch.save has no checksum" in note
+
+
+def test_zip_with_its_own_sums_alone_is_noted(tmp_path, capsys):
+    torch.save(PLAIN, tmp_path / "w.pth")
+    assert "only the CRC-32 sums inside it were compared" in note_on(tmp_path / "w.pth", capsys)
+
+
+def test_file_with_its_checksum_beside_it_is_not_noted(level, capsys):
+    assert note_on(level / "model.safetensors", capsys) == ""
+
+
+@pytest.mark.parametrize(
+    ("entrance", "name"), [case for case in CUTS if case[1] == "model.safetensors"]
+)
+def test_program_notes_once_that_a_file_has_no_checksum(enter, whole, entrance, name):
+    done = enter(entrance, whole / name)
+    notes = [line for line in done.out.splitlines() if "so a changed bit" in line]
+    assert done.code == 0 and len(notes) == 1 and str(whole / name) in notes[0]
+
+
+# Values that are none
+
+
+def changed_state(stopped, tmp_path, **changed):
+    """The run that was stopped, its only state with other values, and that state."""
+    folder = shutil.copytree(stopped, tmp_path / "planted")
+    (path,) = folder.glob("d0.2/state-*.pt")
+    torch.save(torch.load(path, weights_only=True) | changed, path)
+    path.with_name(f"{path.name}.sha256").unlink()
+    return folder, path
+
+
+@pytest.mark.parametrize("changed", [{"rows": None}, {"stage": 3}, {"density": 0.1}])
+def test_state_of_something_else_counts_as_damaged(stopped, tmp_path, changed):
+    folder, path = changed_state(stopped, tmp_path, **changed)
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
+    assert done.folder == folder
+    assert f"{path} does not hold what it should" in done.out
+    assert "going back to the state before it" in done.out
+
+
+def test_named_state_without_its_values_is_refused(stopped, tmp_path):
+    _, path = changed_state(stopped, tmp_path, rows=None)
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", path)
+    assert done.code == 1 and done.error.startswith(f"{path} does not hold") and path.exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tensors": {}}, {"tensors": {"prompt.program": torch.zeros(1)}}, {"tallies": {}},
+        {"optimizers": []}, {"best": {"x": 1}}, {"best": {"tensors": {"x": torch.ones(1)}}},
+    ],
+)  # fmt: skip
+def test_state_of_another_network_or_stage_is_refused_by_name(stopped, tmp_path, changed):
+    folder, path = changed_state(stopped, tmp_path, **changed)
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
+    assert done.code == 1 and done.error.startswith(f"{path} does not hold"), done.error
+
+
+def test_moments_of_another_shape_are_refused_by_name(stopped, tmp_path):
+    (path,) = stopped.glob("d0.2/state-*.pt")
+    optimizers = torch.load(path, weights_only=True)["optimizers"]
+    for moments in optimizers[0]["state"].values():
+        moments.update({n: torch.zeros(2, 3) for n in moments if n != "step"})
+    folder, path = changed_state(stopped, tmp_path, optimizers=optimizers)
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
+    assert done.code == 1 and done.error.startswith(f"{path} does not hold"), done.error
+
+
+def sizes(**changed):
+    return lambda meta: meta | {"sizes": meta["sizes"] | changed}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: {},
+        lambda meta: meta | {"config": [1]},
+        lambda meta: meta | {"network": 3},
+        lambda meta: meta | {"label_map": [10**6] * 10},
+        lambda meta: meta | {"label_map": "x"},
+        lambda meta: meta | {"kept_zeros": {"conv1": [10**9]}},
+        sizes(output=10**6, input=4),
+        sizes(unheard=3),
+        lambda meta: meta | {"program": {"shape": [3, 10**6, 10**6], "data": ""}},
+    ],
+    ids=["empty", "config", "network", "map", "map's kind", "zeros", "size", "sizes", "prompt"],
+)
+def test_model_with_impossible_metadata_is_refused(level, tmp_path, change):
+    tensors, meta = load_model(level / "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    save_model(path, tensors, change(meta))
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 1 and str(path) in done.error and "bug" not in done.error
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"visual_prompt": [1]}, {"state_dict": 3}, {"state_dict": {"conv1.weight_mask": "x"}},
+        {"visual_prompt": {"program": "x"}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("entrance", ["init_from", "evaluate"])
+def test_authors_file_with_impossible_values_is_refused(enter, tmp_path, change, entrance):
+    torch.save(checkpoint(density=0.2) | change, tmp_path / "best.pth")
+    done = enter(entrance, tmp_path / "best.pth")
+    assert done.code == 1 and str(tmp_path / "best.pth") in done.error and "bug" not in done.error
