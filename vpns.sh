@@ -99,23 +99,8 @@ if [ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ]; then
     exit 0
 fi
 
-find_python requirements.txt || fail "no Python with the packages of requirements.txt:" \
-    "run bash quickstart.sh once, or name one: PYTHON=/path/to/python3"
-mkdir -p -- "$logs" || fail "cannot make $logs: choose another folder with SAVE_DIR"
-set_threads ${#slots[@]}
-
 pids=() names=() done_logs=() failures=()  # pids and names by slot; an empty pid is a free slot
 stop="" exit_code=0
-
-start() {  # METHOD SEED SLOT_INDEX
-    local name=$network-$dataset-$1-seed$2
-    build "$1" "$2" "${slots[$3]}"
-    echo "started  $name on ${slots[$3]}: $logs/$name.log"
-    "${cell[@]}" >"$logs/$name.log" 2>&1 </dev/null &
-    pids[$3]=$! names[$3]=$name
-    # The signal may have come while the cell was being started.
-    if [ -n "$stop" ]; then ask_to_stop "$stop"; fi
-}
 
 ask_to_stop() {  # SIGNAL
     stop=$1
@@ -127,6 +112,21 @@ ask_to_stop() {  # SIGNAL
 trap 'ask_to_stop TERM' TERM INT HUP
 trap 'ask_to_stop USR1' USR1
 trap 'ask_to_stop USR2' USR2
+
+find_python requirements.txt || [ -n "$stop" ] || fail "no Python with the packages of" \
+    "requirements.txt: run bash quickstart.sh once, or name one: PYTHON=/path/to/python3"
+mkdir -p -- "$logs" || fail "cannot make $logs: choose another folder with SAVE_DIR"
+set_threads ${#slots[@]}
+
+start() {  # METHOD SEED SLOT_INDEX
+    local name=$network-$dataset-$1-seed$2
+    build "$1" "$2" "${slots[$3]}"
+    echo "started  $name on ${slots[$3]}: $logs/$name.log"
+    "${cell[@]}" >"$logs/$name.log" 2>&1 </dev/null &
+    pids[$3]=$! names[$3]=$name
+    # The signal may have come while the cell was being started.
+    if [ -n "$stop" ]; then ask_to_stop "$stop"; fi
+}
 
 collect() {  # Frees the slots whose cell has ended. Never blocks, so a signal cannot cut it short.
     local i running
@@ -184,8 +184,9 @@ if [ ${#done_logs[@]} -gt 0 ]; then
     runs=("${done_logs[@]}")
     if compgen -G "$results/*/*/config.json" >/dev/null; then runs+=("$results"); fi
     echo
-    "$PYTHON" -m utils.report "${runs[@]}" --out "$results/report" ||
-        exit_code=$((exit_code ? exit_code : 1))
+    code=0
+    "$PYTHON" -m utils.report "${runs[@]}" --out "$results/report" || code=$?
+    exit_code=$((exit_code ? exit_code : code))
 fi
 for failure in ${failures[@]+"${failures[@]}"}; do echo "failed: $failure" >&2; done
 exit "$exit_code"

@@ -18,7 +18,8 @@ from models.artifact import export, masks_of, restore
 from models.classifier import PromptedClassifier
 from prompts.pad import PadPrompt
 from pruning.masks import apply_masks, keep_top, prunable
-from pruning.stage import Group, Stage, run_stage
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
 from utils.checkpoint import (
     States,
     load_model,

@@ -1,10 +1,13 @@
 """Runs that are killed, stopped or damaged, and the same command again."""
 
+import functools
+import itertools
 import json
 import os
 import platform
 import signal
 import time
+from random import Random
 
 import pytest
 import torch
@@ -12,7 +15,6 @@ from cli import (
     SMALL,
     at_call,
     files,
-    finish,
     fork,
     forked,
     hashes,
@@ -21,13 +23,19 @@ from cli import (
     run,
     send,
     start,
+    wait_for,
 )
 
+import main_vpns
 from models.classifier import PromptedClassifier
 from program import record
+from pruning.training import _Training
+from utils import level, shared
 from utils.checkpoint import States
 from utils.level import Level
+from utils.pace import Pace
 from utils.runlog import Run
+from utils.signals import SIGNALS
 
 QUICK = ["--epochs", 2, "--eval_every", 0, "--input_size", 4, "--output_size", 4]
 FLAGS = ["--density_list", "0.1", *QUICK]
@@ -93,6 +101,66 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_pa
     assert same(undisturbed, run(save_dir, *FLAGS))
 
 
+def kill_in(stage, number):
+    """SIGKILL at the begin of so many half-steps of a stage."""
+    plain, seen = _Training._half_step, []
+
+    def half_step(training, *args):
+        seen.extend([1] * (training.stage.name == stage))
+        if len(seen) == number:
+            KILL()
+        plain(training, *args)
+
+    _Training._half_step = half_step
+
+
+def killed_in(stage, numbers, save_dir, words):
+    """The run that ends after kills in a stage, and what all of them printed."""
+    printed = []
+    for number in numbers:
+        killed = forked(save_dir, *words, before=lambda number=number: kill_in(stage, number))
+        assert killed.code == -signal.SIGKILL
+        printed.append(killed.out)
+    again = run(save_dir, *words)
+    return again, [line for out in (*printed, again.out) for line in out.splitlines()]
+
+
+def epochs_of(stage, lines):
+    """The epochs of a stage that were trained to their end, in order."""
+    wanted = f" {stage} epoch "
+    return [int(line.partition(wanted)[2].split(":")[0]) for line in lines if wanted in line]
+
+
+@pytest.mark.parametrize("stage", ["search", "finetune"])
+def test_run_survives_kills_in_a_stage_without_repeating_an_epoch(undisturbed, tmp_path, stage):
+    again, lines = killed_in(stage, (2, 7, 3), tmp_path / "run", FLAGS)
+    assert same(undisturbed, again) and epochs_of(stage, lines) == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("search", []),
+        ("search", ["--prune_method", "bip"]),
+        ("dense", ["--prune_method", "omp"]),
+        ("round-0.8", ["--prune_method", "lth", "--density_list", "0.64"]),
+        ("finetune", []),
+        ("finetune", ["--val_fraction", 0.1]),
+        ("post_prompt", ["--post_prompt", "finetuned"]),
+    ],
+)
+def test_run_survives_twenty_random_kills_in_a_stage(tmp_path, stage, words):
+    """A kill costs at most the epoch that it falls in: 20 of them, at most 20 epochs later."""
+    words = [*FLAGS, *words, "--epochs", 21]
+    whole = run(tmp_path / "whole", *words)
+    half_steps = 2 if "--prune_method" in words and "bip" not in words else 4
+    draw = Random(7)
+    numbers = [draw.randint(1, 2 * half_steps) for _ in range(20)]
+    again, lines = killed_in(stage, numbers, tmp_path / "run", words)
+    assert same(whole, again) and epochs_of(stage, lines) == [*range(1, 22)]
+
+
 def test_run_killed_between_levels_does_not_repeat_the_first(tmp_path):
     words = [*FLAGS, "--density_list", "0.2,0.1"]
     forked(tmp_path / "killed", *words, before=lambda: at_call(Level, "begin", 2, KILL, False))
@@ -131,16 +199,104 @@ def test_phase_shared_by_levels_keeps_its_place_in_the_record(tmp_path):
     assert same(run(tmp_path / "whole", *words), run(tmp_path / "killed", *words))
 
 
+# How often a state is written
+
+PACES = {
+    "every second epoch": ["--save_every", 2],
+    "after every step": ["--save_minutes", 1e-9],
+}
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_pace_of_the_states_changes_neither_folder_nor_bytes(undisturbed, tmp_path, pace):
+    again = run(tmp_path, *FLAGS, *PACES[pace])
+    assert same(undisturbed, again) and again.folder.name == undisturbed.folder.name
+
+
+def states_of(save_dir):
+    """Epoch and step that come next in the states of the only run, oldest first."""
+    paths = sorted(only_run(save_dir).glob("d*/state-*.pt"))
+    states = [torch.load(path, weights_only=True) for path in paths]
+    return [(path.stem, state["epoch"], state["step"])
+            for path, state in zip(paths, states, strict=True)]
+
+
+DENSE = ["--prune_method", "dense", "--eval_every", 0, "--keep_states"]
+
+
+def test_a_state_is_written_every_so_many_epochs_and_at_the_end(tmp_path):
+    run(tmp_path, *DENSE, "--epochs", 5, "--save_every", 2)
+    assert states_of(tmp_path) == [("state-2", 4, 0), ("state-3", 5, 0)]  # the first had 2, 0
+
+
+def test_states_in_the_middle_of_an_epoch_are_written_by_the_clock(tmp_path):
+    run(tmp_path, *DENSE, "--save_minutes", 1e-9)
+    assert states_of(tmp_path) == [("state-2", 0, 2), ("state-3", 1, 0)]  # the first had 0, 1
+
+
+def test_minutes_count_from_the_last_state_of_the_run(tmp_path, monkeypatch):
+    """Each look at the clock finds it 20 s later: of four steps only the third is late."""
+    ticks = itertools.count(0, 20)
+    monkeypatch.setattr(level, "Pace", functools.partial(Pace, clock=lambda: next(ticks)))
+    run(tmp_path, *DENSE, "--batch_size", 30, "--save_minutes", 1)
+    assert states_of(tmp_path) == [("state-1", 0, 3), ("state-2", 1, 0)]
+
+
+def test_kill_costs_a_step_when_a_state_follows_every_step(undisturbed, tmp_path):
+    words = [*FLAGS, "--save_minutes", 1e-9]
+    hook = (PromptedClassifier, "forward", IN_SEARCH + 1, KILL, False)
+    forked(tmp_path, *words, before=lambda: at_call(*hook))
+    again = run(tmp_path, *words)
+    assert "continuing search after step 1 of epoch 2" in again.out and same(undisturbed, again)
+
+
+def test_the_pace_may_change_on_the_way(undisturbed, tmp_path):
+    hook = (PromptedClassifier, "forward", IN_FINETUNING, KILL, False)
+    forked(tmp_path, *FLAGS, "--save_every", 9, before=lambda: at_call(*hook))
+    assert same(undisturbed, run(tmp_path, *FLAGS))
+
+
+BORDERS = {
+    "in the search, after it": ("search", 11, [], "continuing search after epoch 2"),
+    "in fine-tuning, before its first state": ("finetune", 6, [], ""),
+    "at the end of fine-tuning": ("post_prompt", 1, ["--post_prompt", "finetuned"],
+                                  "continuing finetune after epoch 3"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Makes a run that nothing disturbs, once for the same words."""
+    return functools.cache(lambda *words: run(tmp_path_factory.mktemp("whole"), *words))
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_rare_states_lose_nothing_but_epochs(tmp_path, whole_run, border):
+    stage, number, words, continued = BORDERS[border]
+    words = [*FLAGS, "--epochs", 3, "--save_every", 2, *words]
+    again, _ = killed_in(stage, [number], tmp_path / "killed", words)
+    assert same(whole_run(*words), again)
+    assert [line for line in again.out.splitlines() if "continuing" in line] == (
+        [f"density 0.1: {continued}"] if continued else []
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_killed_while_a_shared_file_is_written_leaves_no_part_of_it(tmp_path, number):
+    words = [*FLAGS, "--prune_method", "omp", "--epochs", 1]
+
+    def kill_in_shared():
+        at_call(shared, "save_model", 1, lambda: at_call(os, "replace", number, KILL, False), False)
+
+    killed = forked(tmp_path / "killed", *words, before=kill_in_shared)
+    assert killed.code == -signal.SIGKILL
+    again = run(tmp_path / "killed", *words)
+    whole = run(tmp_path / "whole", *words)
+    assert same(whole, again)
+    assert files(again.folder.parents[1] / "shared") == files(whole.folder.parents[1] / "shared")
+
+
 # Processes of their own
-
-
-def wait_for(condition, process):
-    for _ in range(6000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("the moment did not come")
 
 
 def started(save_dir, words, rows):
@@ -166,14 +322,6 @@ def test_killed_process_goes_on_in_another_to_the_same_bytes(tmp_path):
     assert same(run(tmp_path / "whole", *words), again)
 
 
-def test_terminated_process_exits_with_75(tmp_path):
-    process = started(tmp_path, ["--density_list", "0.1", "--epochs", 200], rows=1)
-    process.terminate()
-    done = finish(process)
-    assert done.code == 75
-    assert done.error == "stopped by SIGTERM; the same command continues from here"
-
-
 # Signals
 
 
@@ -182,7 +330,7 @@ def stop_in(save_dir, name, number):
     return forked(save_dir, *FLAGS, before=lambda: at_call(*hook))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", SIGNALS)
 def test_signal_saves_the_step_and_exits_with_75(tmp_path, name):
     stopped = stop_in(tmp_path / "run", name, IN_SEARCH)
     assert stopped.code == 75
@@ -212,6 +360,58 @@ def test_signal_while_a_state_is_read_is_no_damage(undisturbed, tmp_path, monkey
     again = forked(tmp_path / "run", *FLAGS, before=lambda: at_call(*hook))
     assert again.code == 75 and "going back" not in again.out
     assert same(undisturbed, run(tmp_path / "run", *FLAGS))
+
+
+def test_signal_while_an_epoch_is_measured_does_not_cost_the_epoch(undisturbed, tmp_path):
+    words = [*FLAGS, "--eval_every", 1]
+    hook = (PromptedClassifier, "forward", 6 + 4 + 3, send("SIGTERM"), False)
+    stopped = forked(tmp_path, *words, before=lambda: at_call(*hook))
+    again = run(tmp_path, *words)
+    assert stopped.code == 75 and "continuing search after step 2 of epoch 1" in again.out
+    assert same(undisturbed, again)
+
+
+def test_signal_while_labels_are_mapped_costs_no_epoch(tmp_path):
+    words = [*FLAGS, "--label_mapping_mode", "ilm", "--epochs", 3, "--save_every", 3]
+    # The mapping is made twice before the search, then before each epoch.
+    hook = (main_vpns, "count_predictions", 5, send("SIGTERM"), False)
+    stopped = forked(tmp_path / "run", *words, before=lambda: at_call(*hook))
+    again = run(tmp_path / "run", *words)
+    assert stopped.code == 75 and "continuing search after epoch 2" in again.out
+    assert same(run(tmp_path / "whole", *words), again)
+
+
+def stop_twice(save_dir, second):
+    """SIGTERM in a step of the second epoch of the search; `second` while its state is written."""
+
+    def arm():
+        at_call(PromptedClassifier, "forward", IN_SEARCH, send("SIGTERM"), False)
+        in_save = lambda: at_call(os, *second)  # noqa: E731
+        at_call(States, "save", 2, in_save, False)
+
+    return forked(save_dir, *FLAGS, before=arm)
+
+
+def test_second_signal_during_the_save_changes_nothing(undisturbed, tmp_path):
+    stopped = stop_twice(tmp_path, ("fsync", 3, send("SIGINT"), False))
+    assert stopped.code == 75
+    assert stopped.error == "stopped by SIGINT; the same command continues from here"
+    assert states_of(tmp_path) == [("state-1", 1, 0), ("state-2", 1, 1)]
+    assert same(undisturbed, run(tmp_path, *FLAGS))
+
+
+# A state is its side-car and its data: each is flushed, renamed, and its folder flushed.
+CRASHES = [("fsync", 1), ("fsync", 3), ("replace", 2), ("fsync", 4)]
+
+
+@pytest.mark.parametrize(("name", "number"), CRASHES)
+def test_kill_during_the_save_leaves_the_state_before(undisturbed, tmp_path, name, number):
+    killed = stop_twice(tmp_path, (name, number, KILL, False))
+    assert killed.code == -signal.SIGKILL
+    found, problems = States(only_run(tmp_path) / "d0.1").newest()
+    written = (name, number) == ("fsync", 4)  # only the folder had still to be flushed
+    assert (found["epoch"], found["step"], problems) == (1, int(written), [])
+    assert same(undisturbed, run(tmp_path, *FLAGS))
 
 
 # Other settings on the way

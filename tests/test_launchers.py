@@ -268,6 +268,12 @@ def test_signal_is_passed_on_and_waited_for(project, sent, received):
     assert len(project.noted("slots")) == 2
 
 
+def test_signal_before_the_first_cell_stops_the_launcher(project):
+    project.tool("mkdir", 'kill -TERM $PPID\ncommand -p mkdir "$@"')
+    done = project.run("bash", "vpns.sh")
+    assert (done.returncode, project.noted("slots")) == (75, [])
+
+
 def test_launcher_without_a_python_that_fits_says_what_to_do(project):
     done = project.run("bash", "vpns.sh", FAKE_UNMET="1")
     assert done.returncode == 1
@@ -329,6 +335,13 @@ def test_report_that_fails_is_the_launchers_failure(project):
     done = project.run("bash", "vpns.sh", SEEDS="1", FAKE_REPORT="1")
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot make result/vpns/report")
+
+
+def test_report_that_is_stopped_makes_the_launcher_75(project):
+    stopped = "raise SystemExit(75)"
+    (project.root / "utils/report/__main__.py").write_text(stopped)
+    done = project.run("bash", "vpns.sh", SEEDS="1", FAKE_REPORT="1")
+    assert done.returncode == 75
 
 
 def test_preset_leaves_epochs_and_optimizers_to_the_program(project):

@@ -2,12 +2,13 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from utils.errors import Interrupted
-from utils.signals import SIGNALS, Stop
+from utils.signals import SIGNALS, Stop, signals_later
 
 
 @pytest.fixture
@@ -68,6 +69,34 @@ def test_after_an_error_in_a_held_block_signals_are_answered_again(stop: Stop) -
         raise ZeroDivisionError
     with pytest.raises(Interrupted):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_while_processes_start_is_answered_after_it(stop: Stop) -> None:
+    reached = []
+    with pytest.raises(Interrupted, match="SIGUSR1"), signals_later():
+        signal.raise_signal(signal.SIGUSR1)
+        reached.append(stop.requested)
+    assert reached == [""]
+
+
+def test_handlers_are_put_back_after_an_error_too(stop: Stop) -> None:
+    with pytest.raises(ZeroDivisionError), signals_later():
+        raise ZeroDivisionError
+    with pytest.raises(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_other_threads_leave_the_handlers_alone(stop: Stop) -> None:
+    answers = []
+
+    def work() -> None:
+        with signals_later():
+            answers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [signal.getsignal(signal.SIGTERM)]
 
 
 def test_a_forked_worker_dies_of_the_signal(stop: Stop) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ from torch import Tensor
 
 from utils.errors import VPNsError
 from utils.files import atomic_write, sha256
-from utils.tensors import read_tensors
+from utils.tensors import read_tensors, understood
 
 META_KEY = "vpns"
 KEPT_STATES = 2
 
 
-def write_with_sum(path: Path, data: bytes) -> str:
+def write_with_sum(
+    path: Path, data: bytes | memoryview, folder: Path | None = None
+) -> str:
     """Write a file and its side-car, side-car first, so that a data file is never without one.
 
-    Returns the SHA-256 in hex.
+    `folder` is that of `atomic_write`. Returns the SHA-256 in hex.
     """
     digest = sha256(data)
-    atomic_write(side_car(path), f"{digest}  {path.name}\n")
-    atomic_write(path, data)
+    atomic_write(side_car(path), f"{digest}  {path.name}\n", folder)
+    atomic_write(path, data, folder)
     return digest
 
 
@@ -60,20 +62,26 @@ class States:
         numbers = self.numbers()
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_with_sum(self.path(numbers[0] + 1 if numbers else 1), buffer.getvalue())
+        write_with_sum(self.path(numbers[0] + 1 if numbers else 1), buffer.getbuffer())
         for old in numbers[KEPT_STATES - 1 :]:
             self._remove(old)
 
-    def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def newest(
+        self, check: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest good state or None, and a line for each damaged one that was passed over.
 
+        `check` raises ValueError for what is no state of the level: it counts as damaged.
         A damaged file is renamed, so that it does not take the place of a good one later.
         """
         problems: list[str] = []
         for number in self.numbers():
             path = self.path(number)
             try:
-                return read_tensors(path), problems
+                state = read_tensors(path)
+                with understood(path):
+                    check(state)
+                return state, problems
             except VPNsError as error:
                 problems.append(f"{error} (kept as {path.name}.damaged)")
                 os.replace(path, path.with_name(path.name + ".damaged"))
@@ -93,17 +101,22 @@ class States:
         side_car(self.path(number)).unlink(missing_ok=True)
 
 
-def save_model(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+def save_model(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    folder: Path | None = None,
+) -> str:
     """Write a safetensors file with one metadata key that holds sorted JSON.
 
-    One key, because several are written in an order that changes from run to run. Returns the
-    SHA-256 of the file.
+    One key, because several are written in an order that changes from run to run. `folder` is
+    that of `atomic_write`. Returns the SHA-256 of the file.
     """
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-    return write_with_sum(path, save(plain, metadata={META_KEY: text}))
+    return write_with_sum(path, save(plain, metadata={META_KEY: text}), folder)
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,13 +11,17 @@ from utils.errors import VPNsError
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
+def atomic_write(
+    path: Path, data: bytes | memoryview | str, folder: Path | None = None
+) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
-    Raises VPNsError when the folder cannot be written or the disk is full; the old file stays.
+    `folder`, on the same disk, is where a part would stay if the process were killed; by default
+    that of `path`. Raises VPNsError when the folder cannot be written or the disk is full; the old
+    file stays.
     """
     data = data.encode() if isinstance(data, str) else data
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(aside, "wb") as file:
             file.write(data)
@@ -49,7 +53,16 @@ def write_problem(path: Path, error: OSError) -> str:
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
 
 
-def sha256(data: bytes) -> str:
+def leads_outside(name: str) -> bool:
+    """Whether a name in an archive, taken for a path, may end outside the folder it is put in.
+
+    No `..` at all is allowed: after a link, where it leads cannot be read from the path.
+    """
+    path = name.replace("\\", "/")
+    return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":"
+
+
+def sha256(data: bytes | memoryview) -> str:
     """SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 

@@ -14,7 +14,8 @@ from utils.runlog import lock, read_json
 NOT_IDENTITY = frozenset(
     ("seed", "density_list", "experiment_name", "save_dir", "data", "workers", "cache_gb")
     + ("download", "device", "gpu", "print_freq", "eval_every", "keep_states", "resume")
-    + ("evaluate", "density", "dry_run", "debug", "preset")
+    + ("evaluate", "density", "dry_run", "debug", "preset", "check_data", "save_every")
+    + ("save_minutes",)
 )
 
 
@@ -55,12 +56,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def nearest(folder: Path, flags: Mapping[str, Any]) -> str | None:
-    """A line on the sibling run of the same seed with the fewest other flags, if there is one."""
+def nearest(folder: Path, flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
+    """A line on the sibling run of the same seed with the fewest other flags, if there is one.
+
+    A flag that is younger than a run has its default there.
+    """
     seed = folder.name.split("-")[0]
     found = []
     for path in folder.parent.glob(f"{seed}-*/config.json"):
-        before = read_json(path) or {}
+        before = {**defaults, **(read_json(path) or {})}
         changed = _changed(before, flags)
         if path.parent != folder and changed:
             found.append((len(changed), difference(before, flags), path.parent.name))
@@ -70,15 +74,17 @@ def nearest(folder: Path, flags: Mapping[str, Any]) -> str | None:
     return f"a new run; the nearest one, {name}, differs in: {changes}"
 
 
-def resumed_folder(path: str, flags: Mapping[str, Any]) -> Path:
+def resumed_folder(path: str, flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> Path:
     """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
 
+    A flag that is younger than the run has its default there.
     Raises VPNsError when there is no run, UsageError when it ran with other hyper-parameters.
     """
     start = Path(path)
     for folder in (start, *start.parents[:2]):
         before = read_json(folder / "config.json")
         if before is not None:
+            before = {**defaults, **before}
             seeds = f"seed {before.get('seed')} -> {flags['seed']}"
             other_seed = seeds if before.get("seed") != flags["seed"] else ""
             changes = ", ".join(filter(None, (other_seed, difference(before, flags))))

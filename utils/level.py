@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -9,14 +10,24 @@ from tqdm import tqdm
 
 from utils.checkpoint import States, load_model, save_model
 from utils.errors import VPNsError
+from utils.pace import Pace
 from utils.runlog import Run
 
 AFTER_SEARCH = ("finetune", "post_prompt")
+# What a state has whatever its stage is, and of which kind.
+PROGRESS = {"stage": str, "epoch": int, "step": int, "rows": int, "passes": int | float}
 
 
 def level_name(density: float) -> str:
     """The folder of a density, in its shortest form: d0.1, d0.0225, d1."""
     return f"d{density!r}".removesuffix(".0")
+
+
+def require_progress(state: dict[str, Any]) -> None:
+    """Raises ValueError when a dict is no training state."""
+    wrong = [name for name, kind in PROGRESS.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise ValueError(f"a training state has {', '.join(wrong)}")
 
 
 class Level:
@@ -32,6 +43,7 @@ class Level:
         self.previous: Level | None = None  # of a chained method, whose levels are no islands
         self.passes = 0.0
         self._states = States(self.folder)
+        self._pace = Pace(run.flags["save_every"], run.flags["save_minutes"])
         self._rows = 0
         self._started = time.monotonic()
 
@@ -72,10 +84,15 @@ class Level:
         self.run.keep_metrics(self.density, self._rows)
 
     def _newest(self) -> dict[str, Any] | None:
-        state, problems = self._states.newest()
+        state, problems = self._states.newest(self._check)
         for problem in problems:
             self.run.say(f"{problem}; going back to the state before it")
         return state
+
+    def _check(self, state: dict[str, Any]) -> None:
+        require_progress(state)
+        if state.get("density") != self.density:
+            raise ValueError(f"a state of density {state.get('density')}")
 
     def reached(self, stage: str) -> bool:
         """Whether the newest state is of this stage, so that those before it are over."""
@@ -83,7 +100,11 @@ class Level:
         return state is not None and state["stage"] == stage
 
     def resume(self, stage: str) -> dict[str, Any] | None:
-        """The newest state of this stage, or None when it has none."""
+        """The newest state of this stage, which begins now, or None when it has none.
+
+        With its file under `path`.
+        """
+        self._pace.restart()
         state = self._newest()
         if state is None or state["stage"] != stage:
             return None
@@ -92,7 +113,7 @@ class Level:
         if state["step"]:
             where = f"step {state['step']} of epoch {state['epoch'] + 1}"
         self.run.say(f"density {self.density:g}: continuing {stage} after {where}")
-        return state
+        return state | {"path": str(self._states.path(self._states.numbers()[0]))}
 
     def steps(self, steps: range, title: str) -> Iterator[int]:
         """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
@@ -102,11 +123,15 @@ class Level:
             steps, title, steps.stop, initial=steps.start, disable=None, leave=False,
             dynamic_ncols=True,
         )  # fmt: skip
-        with self.run.stop.hold(), bar:
+        with self.hold(), bar:
             for step in bar:
                 yield step
                 if bar.disable and (step + 1) % self.run.print_freq == 0:
                     self.run.say(f"{title}: step {step + 1} of {steps.stop}")
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Put a stop off to the end of the block."""
+        return self.run.stop.hold()
 
     def stop_requested(self) -> bool:
         """Whether a stop was asked for."""
@@ -120,11 +145,20 @@ class Level:
         """Whether this epoch is measured on the test images (for the curves, never to choose)."""
         return self.eval_every > 0 and (epoch + 1) % self.eval_every == 0
 
+    def state_late(self) -> bool:
+        """Whether --save_minutes have passed since the last state."""
+        return self._pace.late()
+
+    def state_due(self, done: int, epochs: int) -> bool:
+        """Whether a state follows `done` epochs of `epochs`."""
+        return self._pace.due(done, epochs)
+
     def save(self, state: dict[str, Any]) -> None:
         """Keep a training state."""
-        with self.run.stop.hold():
+        with self.hold():
             progress = {"rows": self._rows, "passes": self.passes, "density": self.density}
             self._states.save(state | progress | {"config": self.run.flags})
+            self._pace.restart()
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """Record one finished epoch in metrics.jsonl, TensorBoard, log and console."""
@@ -142,20 +176,26 @@ class Level:
         self.passes += passes
 
     def note_layers(self, densities: dict[str, float]) -> None:
-        """The density of each layer, for TensorBoard."""
+        """The density of each layer, for TensorBoard; a line on those that are empty."""
         for name, value in densities.items():
             self.run.scalar(f"{level_name(self.density)}/layers/{name}", value)
+        empty = [name for name, value in densities.items() if value == 0]
+        if empty:
+            self.run.say(
+                f"density {self.density:g}: the mask leaves no weight in {', '.join(empty)}; "
+                "--min_layer_density would"
+            )
 
     def save_search(self, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
         """Keep the end of the search, from which fine-tuning starts; its states can go."""
         progress = {"rows": self._rows, "passes": self.passes}
-        with self.run.stop.hold():
+        with self.hold():
             save_model(self.search_path, tensors, meta | {"progress": progress})
             self._states.remove_all()
 
     def finish(self, tensors: dict[str, Any], meta: dict[str, Any], keep_states: bool) -> None:
         """Keep the model and, unless asked otherwise, let the states go."""
-        with self.run.stop.hold():
+        with self.hold():
             save_model(self.model_path, tensors, meta)
             if not keep_states:
                 self._states.remove_all()

@@ -70,6 +70,7 @@ class Run:
         self._seconds = earlier.get("seconds", 0.0)
 
     def __enter__(self) -> "Run":
+        self.stop.then = "the same command continues from here"
         self.state("running")
         return self
 
@@ -77,7 +78,10 @@ class Run:
         if error is None:
             self.state("done")
         else:
-            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+            state = "failed"
+            if isinstance(error, Interrupted):
+                self.stop.ignore()
+                state = "interrupted"
             with suppress(VPNsError):
                 self.state(state, " ".join(str(error).split()) or kind.__name__)
         self.close()

@@ -29,9 +29,16 @@ class Passes(Protocol):
 class Shared:
     """A folder of shared results for runs with the same settings."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], log: Passes) -> None:
-        """`settings` holds every value that the results depend on."""
-        self._folder, self._settings, self._log = folder, settings, log
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], log: Passes, own: Path | None = None
+    ) -> None:
+        """`settings` holds every value that the results depend on.
+
+        `own` is a folder of this run alone, on the same disk. Files are first written there: what
+        a killed process leaves of one may be removed there at the next start, but not among the
+        files of others, where somebody may just be writing it.
+        """
+        self._folder, self._settings, self._log, self._own = folder, settings, log, own
 
     def once(self, name: str, given: Mapping[str, Tensor], make: Callable[[], Tensors]) -> Tensors:
         """The result of `make`, from its file if it was made before from the same tensors.
@@ -51,7 +58,7 @@ class Shared:
         spent = self._log.passes
         tensors = make()
         self._folder.mkdir(parents=True, exist_ok=True)
-        save_model(path, tensors, {"passes": self._log.passes - spent})
+        save_model(path, tensors, {"passes": self._log.passes - spent}, self._own)
         return tensors
 
     def _digest(self, name: str, given: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,12 @@
-"""Being asked to stop: signals are answered at once, or after the step or write in progress."""
+"""Being asked to stop: signals are answered at once, or after the step or write in progress.
+
+Imports next to nothing, so that signals are answered before the imports that take seconds.
+"""
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,25 +15,62 @@ from utils.errors import Interrupted
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 
 
+def end_at_once() -> None:
+    """Until `Stop.install`: a signal ends the process, which has begun nothing, with one line.
+
+    An exception could get lost in an import that tries others when it fails.
+    """
+    _handle(_end)
+
+
+def _end(number: int, frame: Any) -> None:
+    name = signal.Signals(number).name
+    os.write(2, f"error: stopped by {name} before it began; run the command again\n".encode())
+    os._exit(Interrupted.exit_code)
+
+
+def _handle(answer: Callable[[int, Any], None] | signal.Handlers) -> None:
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), answer)
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Answer signals after the block, whoever answers them; for the main thread.
+
+    For starting processes: what is raised while Python forks is lost, and may leave locks held.
+    """
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other runs handlers
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
+    for number in came:
+        signal.raise_signal(number)
+
+
 class Stop:
     """Whether the process was asked to stop, and when it may."""
 
     def __init__(self) -> None:
         self.requested = ""
+        self.then = "run the command again"  # what the user may do after a stop
         self._holds = 0
         self._owner = os.getpid()
 
     def install(self) -> None:
         """Answer SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
-        for name in SIGNALS:
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._answer)
+        _handle(self._answer)
 
     def ignore(self) -> None:
         """Answer no more: what had to be saved is saved, and the process is about to end."""
-        for name in SIGNALS:
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        _handle(signal.SIG_IGN)
 
     def _answer(self, number: int, frame: Any) -> None:
         if os.getpid() != self._owner:
@@ -43,7 +84,7 @@ class Stop:
 
     def now(self) -> None:
         """Raises Interrupted."""
-        raise Interrupted(f"stopped by {self.requested}; the same command continues from here")
+        raise Interrupted(f"stopped by {self.requested}; {self.then}")
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ Flags = Mapping[str, Any]
 PLACE = frozenset(
     ("experiment_name", "save_dir", "data", "workers", "cache_gb", "download", "device", "gpu")
     + ("print_freq", "eval_every", "keep_states", "resume", "evaluate", "density", "dry_run")
-    + ("debug", "preset")
+    + ("save_every", "save_minutes", "debug", "preset", "check_data")
 )
 # Flags that distinguish no runs, or that `deviations` speaks of.
 SPOKEN = frozenset(
