@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -89,12 +90,22 @@ def forked(save_dir: Path, *words: object, before: Callable[[], None]) -> Done:
 
 def fork(save_dir: Path, *words: object, before: Callable[[], None]) -> Callable[[], Done]:
     """Like `forked`, but returns at once, with a function that waits for the fork to end."""
-    paths = [save_dir.with_name(f"{save_dir.name}.{end}") for end in ("out", "err")]
+    child = begin(save_dir, *words, before=before)
+
+    def wait() -> Done:
+        status = os.waitpid(child, 0)[1]
+        return done(save_dir, os.waitstatus_to_exitcode(status))
+
+    return wait
+
+
+def begin(save_dir: Path, *words: object, before: Callable[[], None]) -> int:
+    """Like `fork`, but returns the number of the process, for a caller who waits for it."""
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            for number, path in enumerate(paths, start=1):
+            for number, path in enumerate(_texts(save_dir), start=1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             torch.set_num_threads(1)
@@ -106,12 +117,16 @@ def fork(save_dir: Path, *words: object, before: Callable[[], None]) -> Callable
             traceback.print_exc()
         finally:
             os._exit(code)
+    return child
 
-    def wait() -> Done:
-        status = os.waitpid(child, 0)[1]
-        return Done(os.waitstatus_to_exitcode(status), *(path.read_text() for path in paths))
 
-    return wait
+def _texts(save_dir: Path) -> list[Path]:
+    return [save_dir.with_name(f"{save_dir.name}.{end}") for end in ("out", "err")]
+
+
+def done(save_dir: Path, code: int) -> Done:
+    """What a fork that has ended with `code` left behind."""
+    return Done(code, *(path.read_text() for path in _texts(save_dir)))
 
 
 def start(*words: object, **options: Any) -> subprocess.Popen:
@@ -120,6 +135,16 @@ def start(*words: object, **options: Any) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, **(pipes | options))
+
+
+def wait_for(moment: Callable[[], Any], process: subprocess.Popen) -> None:
+    """Wait until `moment()` is true, in a started process that must not end before."""
+    for _ in range(6000):
+        if moment():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("the moment did not come")
 
 
 def finish(process: subprocess.Popen) -> Done:
