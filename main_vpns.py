@@ -4,6 +4,11 @@ Reads like the paper's algorithm: data; then for each density a fresh network an
 search, fine-tuning, evaluation. `--help` lists the flags.
 """
 
+from utils.signals import Stop, end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # if a signal comes during the imports below, which take seconds
+
 import json
 import os
 import sys
@@ -16,20 +21,29 @@ import torch
 
 from data import Data, load_data
 from models import PromptedClassifier, build_network
-from models.artifact import export, masks_of, restore
+from models.artifact import masks_of, restore
 from models.backbones import backbone
 from models.label_map import count_predictions, frequency_mapping, random_mapping
+from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
 from program.folder import announce, run_folder, shared_settings
-from program.given import given_masks, trained_level
+from program.given import check_given, check_resumed, given_masks, trained_level
 from program.plan import plan
-from program.record import describe, percent, record, results_row, save_level
+from program.record import describe, exported, percent, record, results_row, save_level
 from program.settings import Config, check_classes, read_config
 from pruning import METHODS, Search
-from pruning.masks import MaskKeeper, Masks, apply_masks, layer_densities
+from pruning.masks import (
+    MaskKeeper,
+    Masks,
+    apply_masks,
+    layer_densities,
+    prunable,
+    require_room,
+)
 from pruning.measure import evaluate
 from pruning.method import prompt_groups
-from pruning.stage import PROMPTED, Group, Stage, nothing, run_stage
+from pruning.stage import PROMPTED, Group, Stage, nothing
+from pruning.training import run_stage
 from utils.config import flatten
 from utils.errors import Interrupted, VPNsError
 from utils.files import NO_ROOM, write_problem
@@ -37,20 +51,24 @@ from utils.level import Level
 from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
 from utils.shared import Shared
-from utils.signals import Stop
 
 
 def run(config: Config, stop: Stop) -> dict[str, Any]:
     """Make every level of a run, or what is missing of it. Returns the RESULT values."""
     folder = run_folder(config)
+    check_resumed(config.run.resume)
+    check_given(config, folder)
     announce(config, folder)
     with open_run(folder, flatten(config), stop) as log:
         levels = open_levels(config, log)
         rows = [level.result() for level in levels]
         if None in rows:
             device = choose_device(config.run.device, config.run.gpu)
+            config.precision.begin(device)
             data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
             log.require_data(data.fingerprint)
+            for note in data.notes:
+                log.say(f"note: {note}")
             make_levels(config, levels, rows, data, device)
         elif not log.was_done:
             record(log)
@@ -112,7 +130,9 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
         config.network.network, config.network.weights, own_head, config.run.seed
     )
     check_classes(network.get_submodule(row.head).out_features, classes, mapping)
-    return PromptedClassifier(network, config.build_prompt(), row.mean, row.std).to(device)
+    model = PromptedClassifier(network, config.build_prompt(), row.mean, row.std).to(device)
+    model.use(config.precision)
+    return model
 
 
 def find_or_load_masks(
@@ -133,6 +153,8 @@ def find_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier
 ) -> tuple[Masks, dict[str, Any]]:
     """Run the method's search, or take the masks of a file; keep what it ends with."""
+    sizes = [layer.weight.numel() for layer in prunable(model.network).values()]
+    require_room(sizes, level.density, config.method.min_layer_density)
     level.begin("search")
     remap = label_mapping(config, data, model)
     remap()
@@ -142,7 +164,7 @@ def find_masks(
     apply_masks(model.network, masks)
     level.note_layers(layer_densities(masks))
     accuracies = {"before": before, "after_search": percent(evaluate(model, data.test))}
-    tensors, meta = export(model, masks)
+    tensors, meta = exported(level, model, masks)
     level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
     return masks, accuracies
 
@@ -152,7 +174,7 @@ def make_search(
 ) -> Search:
     """All that a method may use, at this density."""
     folder = level.run.folder.parents[1] / "shared"
-    shared = Shared(folder, shared_settings(config, data.fingerprint), level)
+    shared = Shared(folder, shared_settings(config, data.fingerprint), level, level.folder)
     return Search(
         model,
         data,
@@ -167,6 +189,7 @@ def make_search(
         before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: trained_level(level.previous),
         once=shared.once,
+        floor=config.method.min_layer_density,
     )
 
 
@@ -236,21 +259,27 @@ def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Sta
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    stop = Stop()
     try:
         config, typed = read_config(argv)
         if config.run.dry_run:
             print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
             return 0
-        stop = Stop()
         stop.install()
+        if config.run.check_data:
+            check_data(config)
+            return 0
         if config.run.evaluate:
             device = choose_device(config.run.device, config.run.gpu)
             result = evaluate_checkpoint(config, typed, device)
         else:
             result = run(config, stop)
+        stop.ignore()
         print("RESULT " + json.dumps(result))
         return 0
     except (Exception, Interrupted) as error:
+        if isinstance(error, Interrupted):
+            stop.ignore()
         if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -268,6 +297,8 @@ def one_line(error: BaseException) -> str:
         return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"out of memory, lower --batch_size or --cache_gb: {text}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile fails here; it needs a C++ compiler: get g++ or drop it: {text[:180]}"
     return f"{type(error).__name__}: {text[:300]} (this is a bug: run with --debug and report it)"
 
 

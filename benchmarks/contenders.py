@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from prompts.pad import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.method import Search
 from pruning.scores import learn_masks
-from pruning.stage import Group, Stage, run_stage
+from pruning.stage import Group, Stage
+from pruning.training import run_stage
 from utils.optim import Optim, OptimConfig
 
 CLASSES = 10
@@ -63,7 +65,16 @@ class LoopLog:
         for step, _ in zip(steps, self._loop, strict=True):
             yield step
 
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def stop_requested(self) -> bool:
+        return False
+
+    def state_late(self) -> bool:
+        return False
+
+    def state_due(self, done: int, epochs: int) -> bool:
         return False
 
     def stop(self) -> None:

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from benchmarks import pil, reference
-from data.load import DataConfig, hold_out, open_splits
+from data.load import DataConfig, hold_out
+from data.opening import open_splits
 from models.backbones import build_network
 
 
@@ -47,7 +48,7 @@ class Loaders:
 def open_loaders(job: Job) -> Loaders:
     """Loaders over the images that ours would take."""
     config = DataConfig(job.dataset, job.data, train_images=job.train_images)
-    splits = open_splits(config)
+    splits = open_splits(config.dataset, config.data, config.download)
     train, test = hold_out(splits.train, config)[0], splits.test
     return Loaders(
         pil.loader(train.images, train.labels, pil.augmented(job.size), job.batch),

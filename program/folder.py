@@ -23,7 +23,7 @@ def run_folder(config: Config) -> Path:
     """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names."""
     flags = flatten(config)
     if config.run.resume not in ("auto", "none"):
-        return resumed_folder(config.run.resume, flags)
+        return resumed_folder(config.run.resume, flags, default_flags(config))
     name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
     chosen = identity(flags, default_flags(config))
     if METHODS[config.method.prune_method].chained:
@@ -52,7 +52,10 @@ def announce(config: Config, folder: Path) -> None:
         print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
         print(f"note: the earlier run is now {aside}")
-    if not folder.exists() and (line := nearest(folder, flatten(config))):
+    if folder.exists():
+        return
+    line = nearest(folder, flatten(config), default_flags(config))
+    if line:
         print(f"note: {line}")
 
 
@@ -70,6 +73,7 @@ def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
     Beside the model that it starts from and its first label mapping.
     """
     own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
+    own += ["min_layer_density"]
     own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
     prompted, remapped = config.prompted[0], config.maps_each_epoch and config.maps_with_prompt
     if not (prompted or remapped):

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from models import PromptedClassifier
-from models.artifact import export
+from models.artifact import export, masks_of
 from program.settings import Config
-from pruning.masks import Masks, kept_count, pruned_count, total_count
+from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
 from utils.config import flatten
 from utils.errors import VPNsError
@@ -26,12 +28,44 @@ def percent(counts: Counts) -> float:
     return round(counts.accuracy, 4)
 
 
-def results_row(level: Level, masks: Masks) -> dict[str, Any]:
-    """The counts of a level. Raises VPNsError when the mask is not what was asked for."""
+def exported(
+    level: Level, model: PromptedClassifier, masks: Masks
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and values for a model file, compared with the density asked for, to the weight.
+
+    Raises VPNsError unless the masks have the exact count, the network that was measured has
+    zeros where they prune, and the file has +0.0 there and gives the same masks back.
+    """
+    require_count(level, masks)
+    tensors, meta = export(model, masks)
+    read = masks_of(tensors, meta)
+    for name, layer in prunable(model.network).items():
+        pruned = ~masks[name]
+        written = tensors[f"{name}.weight"][pruned]
+        wrong = int(layer.weight[pruned].count_nonzero()) + int((read[name] != masks[name]).sum())
+        wrong += int((written.signbit() | (written != 0)).sum())
+        if wrong:
+            raise VPNsError(
+                f"density {level.density:g}: {name} does not follow its mask in {wrong} places, "
+                "the model is not saved: a bug"
+            )
+    return tensors, meta
+
+
+def require_count(level: Level, masks: Masks) -> None:
+    """Raises VPNsError unless the masks keep exactly what the density of the level asks for."""
     total, kept = total_count(masks), kept_count(masks)
     asked = total - pruned_count(total, level.density)
     if kept != asked:
-        raise VPNsError(f"the mask keeps {kept} of {total} weights instead of {asked}: a bug")
+        raise VPNsError(
+            f"density {level.density:g}: the mask keeps {kept} of {total} weights instead of "
+            f"{asked}, the model is not saved: a bug"
+        )
+
+
+def results_row(level: Level, masks: Masks) -> dict[str, Any]:
+    """The counts of a level."""
+    total, kept = total_count(masks), kept_count(masks)
     return {
         "density": level.density,
         "real_density": round(kept / total, 9),
@@ -58,7 +92,7 @@ def save_level(
     config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
 ) -> None:
     """Write model.safetensors, which also ends the level."""
-    tensors, meta = export(model, masks)
+    tensors, meta = exported(level, model, masks)
     level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
     level.run.say(

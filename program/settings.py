@@ -14,6 +14,7 @@ from pruning.method import stage_views
 from utils.config import flag, flatten, nested, number, parse_flags, replace_flags, word
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
+from utils.precision import Precision
 
 DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
 
@@ -52,6 +53,19 @@ class RunConfig:
         group="run",
     )
     keep_states: bool = flag(False, "keep the training states of finished levels", group="run")
+    save_every: int = flag(
+        1,
+        "epochs between training states; the end of a stage always has one",
+        parse=number(int, 1),
+        group="run",
+    )
+    save_minutes: float = flag(
+        10.0,
+        "write a state in the middle of an epoch too when so many minutes have passed since the "
+        "last one: what a kill, which cannot be answered, may cost; 0 for none",
+        parse=number(float, 0),
+        group="run",
+    )
     eval_every: int = flag(
         1,
         "epochs between measurements on the test images, for the curves only; 0 for none",
@@ -63,6 +77,9 @@ class RunConfig:
         group="run",
     )  # fmt: skip
     dry_run: bool = flag(False, "print the resolved plan as JSON and stop", group="run")
+    check_data: bool = flag(
+        False, "examine every image of the dataset, print what is found and stop", group="data"
+    )
     debug: bool = flag(False, "show the traceback of an error", group="run")
     evaluate: str | None = flag(
         None,
@@ -96,6 +113,13 @@ class PruneConfig:
         DENSITIES,
         "densities, each an independent level; a leading 1 is skipped",
         parse=parse_densities,
+        group="method",
+    )
+    min_layer_density: float = flag(
+        0.0,
+        "the best weights of each layer that stay whatever their rank over all layers, as a share "
+        "of the layer; at most the lowest density",
+        parse=number(float, 0, 1),
         group="method",
     )
     epochs: int = flag(
@@ -154,6 +178,7 @@ class Config:
     score: OptimConfig = nested("score_", ADAM, "scores, in the search")
     score_vp: OptimConfig = nested("score_vp_", ADAM, "prompt, in the search")
     schedule: ScheduleConfig = nested("", ScheduleConfig(), "optimizers")
+    precision: Precision = nested("", Precision(), "accelerator (these change the last digits)")
 
     def optim(self, name: str) -> Optim:
         """The optimizer settings of weight, weight_vp, score or score_vp."""
@@ -252,6 +277,11 @@ def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
     if METHODS[config.method.prune_method].chained:
         check_falling(config)
+    if config.method.min_layer_density > min(config.levels):
+        raise UsageError(
+            f"--min_layer_density {config.method.min_layer_density:g} is above density "
+            f"{min(config.levels):g}: no mask can keep so much of every layer"
+        )
     if config.method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
     if config.method.init_from == "" and config.method.init_mask is None:

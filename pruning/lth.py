@@ -26,7 +26,7 @@ def find_masks(search: Search) -> Masks:
     masks, weights = before.masks, before.weights
     steps = rounds(before.density, search.density)
     for step in steps:
-        masks = keep_top(alive_magnitudes(dense, weights, masks), step)
+        masks = keep_top(alive_magnitudes(dense, weights, masks), step, search.floor)
         if step != steps[-1]:
             weights = train_round(search, masks, step)
     apply_masks(network, masks)

@@ -19,16 +19,20 @@ ROUNDS = 100  # SynFlow, section 6
 def find_masks(search: Search) -> Masks:
     """Masks after 100 rounds (SynFlow, algorithm 1). A batch is read for the size of the images."""
     images, _ = next(search.batches("synflow"))
-    masks = synflow_masks(search.model.network, search.density, images.shape[-1])
+    masks = synflow_masks(
+        search.model.network, search.density, images.shape[-1], search.floor
+    )
     apply_masks(search.model.network, masks)
     search.remap()
     return masks
 
 
-def synflow_masks(network: nn.Module, density: float, size: int) -> Masks:
+def synflow_masks(
+    network: nn.Module, density: float, size: int, floor: float = 0.0
+) -> Masks:
     """The masks after rounds of density d^(t/100), t = 1..100, for one image of ones.
 
-    `size` is its side in pixels. `network` stays as it is.
+    `size` is its side in pixels, `floor` the least density of a layer. `network` stays as it is.
     """
     device = next(network.parameters()).device
     positive = positive_copy(network, "cpu" if device.type == "mps" else device)  # no doubles there
@@ -39,7 +43,7 @@ def synflow_masks(network: nn.Module, density: float, size: int) -> Masks:
         scores = path_scores(positive, ones)
         # The pruned ones score 0 like dead paths do: below that, they cannot come back.
         alive = {name: torch.where(masks[name], scores[name], below[name]) for name in masks}
-        masks = keep_top(alive, density ** (step / ROUNDS))
+        masks = keep_top(alive, density ** (step / ROUNDS), floor)
         apply_masks(positive, masks)
     return {name: mask.to(device) for name, mask in masks.items()}
 

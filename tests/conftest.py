@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 from models.classifier import PromptedClassifier
 from prompts import Sizes, build_prompt
+from utils.errors import Interrupted
 from utils.seed import generator
 
 # Tests time nothing, and fail or pass alike each time.
@@ -112,8 +114,17 @@ class MemoryLog:
         self._left -= 1
         return self._left <= 0
 
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def stop(self) -> None:
-        raise InterruptedError
+        raise Interrupted("stopped")
+
+    def state_late(self) -> bool:
+        return False
+
+    def state_due(self, done: int, epochs: int) -> bool:
+        return True
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         return True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks import data as data_benchmark
 from benchmarks import job, reference, reference_run, scaling, step
 from benchmarks.timing import Turns, print_result, ratios
-from data.images import decode
+from data.picture import decode
 from pruning.method import Search
 from pruning.scores import learn_masks
 from utils.optim import Optim, OptimConfig

@@ -1,13 +1,20 @@
 """What goes wrong: one line, the right exit code, no traceback, nothing half-written."""
 
 import json
+import os
 import resource
+import shutil
+import subprocess
 
 import pytest
 import torch
 from cli import SMALL, call, files, finish, forked, hashes, only_run, run, start
 
 import main_vpns
+from models.artifact import export
+from program import record
+from pruning.masks import MaskKeeper
+from pruning.scores import LearnedScores
 
 QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
 
@@ -132,6 +139,62 @@ def test_full_disk_is_one_line_and_the_run_goes_on_later(undisturbed, tmp_path, 
     assert hashes(again.folder) == hashes(undisturbed.folder)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for one training state but not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_disk_that_fills_up_keeps_the_state_before(small_disk, tmp_path):
+    words = [*QUICK, "--epochs", 2]
+    full = run(small_disk / "run", *words)
+    assert full.code == 1 and "state-2.pt (No space left on device): free some space" in full.error
+    assert [path.name for path in small_disk.rglob("state-*.pt")] == ["state-1.pt"]
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    again = run(small_disk / "run", *words)
+    assert "continuing search after epoch 1" in again.out
+    assert hashes(again.folder) == hashes(run(tmp_path / "whole", *words).folder)
+
+
+# A folder that cannot be written
+
+
+@pytest.fixture
+def lockable(request, tmp_path):
+    """A folder and a function that makes it read-only; a disk for root, who may write anywhere."""
+    if os.geteuid() == 0:
+        folder = request.getfixturevalue("small_disk")
+        lock, unlock = ["mount", "-o", "remount,ro"], ["mount", "-o", "remount,rw"]
+    else:
+        folder = tmp_path
+        lock, unlock = ["chmod", "-R", "a-w"], ["chmod", "-R", "u+w"]
+    yield folder, lambda: subprocess.run([*lock, folder], check=True)
+    subprocess.run([*unlock, folder], check=True)
+
+
+def test_folder_that_cannot_be_written_is_one_line(lockable):
+    folder, lock = lockable
+    lock()
+    failed = run(folder / "result", *QUICK)
+    assert failed.code == 1 and failed.error.startswith(f"cannot write {folder / 'result'}")
+    assert failed.error.endswith("choose another folder with --save_dir")
+
+
+def test_run_folder_that_became_read_only_is_one_line(lockable):
+    folder, lock = lockable
+    words = [*QUICK, "--epochs", 0]
+    made = run(folder / "result", *words)
+    lock()
+    failed = run(folder / "result", *words)
+    assert failed.code == 1 and failed.error.startswith(f"cannot write {made.folder}")
+
+
 # Numbers
 
 
@@ -147,6 +210,47 @@ def test_run_that_was_not_finite_keeps_its_search(tmp_path):
     assert (folder / "d0.1/search.safetensors").exists()
     assert not (folder / "d0.1/model.safetensors").exists()
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+
+
+# A model that is not as sparse as was asked for
+
+
+def refused(done, reason):
+    """The run ended with the reason, and no file of the kind that it was about to write."""
+    assert done.code == 1 and done.error.endswith("the model is not saved: a bug")
+    assert reason in done.error
+    return True
+
+
+def test_weights_that_leave_their_mask_are_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(MaskKeeper, "__call__", lambda keeper: None)
+    assert refused(run(tmp_path, *QUICK), "density 0.1: conv1 does not follow its mask in ")
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_pruned_places_that_are_not_plus_zero_are_not_saved(tmp_path, monkeypatch):
+    def export_minus_zero(model, masks):
+        tensors, meta = export(model, masks)
+        tensors["fc.weight"] = torch.where(masks["fc"], tensors["fc.weight"], -0.0)
+        return tensors, meta
+
+    monkeypatch.setattr(record, "export", export_minus_zero)
+    assert refused(run(tmp_path, *QUICK), "fc does not follow its mask in ")
+    assert not list(tmp_path.rglob("search.safetensors"))
+
+
+def test_masks_that_keep_one_weight_too_many_are_not_saved(tmp_path, monkeypatch):
+    plain = LearnedScores.masks
+
+    def one_more(learned):
+        masks = plain(learned)
+        flat = masks["fc"].view(-1)
+        flat[int(flat.logical_not().nonzero()[0])] = True
+        return masks
+
+    monkeypatch.setattr(LearnedScores, "masks", one_more)
+    assert refused(run(tmp_path, *QUICK), "the mask keeps 26835 of 268336 weights instead of 26834")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 # What nobody expected

@@ -15,11 +15,14 @@ from utils.config import flags_of, flatten
 
 FROZEN = {
     "save_dir", "experiment_name", "seed", "device", "gpu", "resume", "keep_states", "eval_every",
+    "save_every", "save_minutes",
     "print_freq", "dry_run", "debug", "evaluate", "density", "network", "weights",
     "dataset", "data", "input_size", "batch_size", "workers", "val_fraction", "train_images",
-    "download", "cache_gb", "prompt_method", "output_size", "pad_size", "mask_size",
+    "download", "cache_gb", "bad_images", "check_data",
+    "amp", "channels_last", "compile", "tf32",
+    "prompt_method", "output_size", "pad_size", "mask_size",
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",
-    "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step",
+    "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step", "min_layer_density",
     *(f"{group}_{leaf}" for group in ("weight", "weight_vp", "score", "score_vp")
       for leaf in ("optimizer", "lr", "weight_decay", "scheduler")),
 }  # fmt: skip
@@ -194,7 +197,7 @@ OTHER = {
     "prune_mode": "score_weight", "label_mapping_mode": "rlm", "preset": "paper",
     "density_list": "0.3", "decreasing_step": "0.9", "input_size": "100", "output_size": "230",
     "post_prompt": "finetuned", "val_fraction": "0.1", "density": "0.5", "evaluate": "x.pth",
-    "momentum": "0.5",
+    "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
 }  # fmt: skip
 
 

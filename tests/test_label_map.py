@@ -57,6 +57,14 @@ def test_source_classes_are_distinct(counts: Tensor) -> None:
 
 
 @given(count_matrices())
+def test_every_target_class_has_a_source(counts: Tensor) -> None:
+    sources, classes = counts.shape
+    mapping = frequency_mapping(counts)
+    assert mapping.shape == (classes,) and mapping.dtype == torch.int64
+    assert mapping.min() >= 0 and mapping.max() < sources
+
+
+@given(count_matrices())
 def test_the_counts_are_left_alone(counts: Tensor) -> None:
     before = counts.clone()
     frequency_mapping(counts)
@@ -97,6 +105,7 @@ def test_the_order_of_samples_changes_nothing(samples: list, random) -> None:
     shuffled = random.sample(samples, len(samples))
     first, second = (count(*map(list, zip(*s, strict=True)), 6, 4) for s in (samples, shuffled))
     assert torch.equal(first, second)
+    assert torch.equal(frequency_mapping(first), frequency_mapping(second))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=2), st.integers(1, 7))
@@ -146,13 +155,12 @@ def test_a_random_prompt_gives_the_same_counts_again() -> None:
     assert torch.equal(torch.cat(shown[:3]), torch.cat(shown[3:]))
 
 
-def test_a_random_mapping_has_distinct_sources() -> None:
-    mapping = random_mapping(1000, 200, 7, 0.5)
-    assert mapping.unique().numel() == 200 and mapping.min() >= 0 and mapping.max() < 1000
-
-
-def test_a_random_mapping_of_all_sources_is_a_permutation() -> None:
-    assert random_mapping(10, 10, 7).sort().values.tolist() == list(range(10))
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 99))
+def test_a_random_mapping_has_distinct_sources(classes: int, more: int, seed: int) -> None:
+    """Without one more source than classes it is a permutation."""
+    mapping = random_mapping(classes + more, classes, seed)
+    assert mapping.unique().numel() == len(mapping) == classes
+    assert mapping.min() >= 0 and mapping.max() < classes + more
 
 
 def test_a_random_mapping_is_the_same_for_the_same_key() -> None:

@@ -1,18 +1,32 @@
 """The contract of every method in the registry, and what sets their families apart."""
 
+import math
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import cli
 import pytest
 import torch
-from conftest import TinyView, tiny_model
-from searches import BOTH, VIEWS, Found, Watch, dense_state, find, flat, known, nonzero
+from conftest import TinyData, TinyView, tiny_model
+from searches import (
+    BOTH,
+    VIEWS,
+    Found,
+    Watch,
+    dense_state,
+    find,
+    flat,
+    known,
+    make_search,
+    nonzero,
+)
 
 from pruning import METHODS, Method
 from pruning.masks import Scores, kept_count, prunable
 from pruning.method import Search, one_shot
 from pruning.scores import learn_masks
+from utils.errors import NumericError
 
 TOTAL = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 6
 ALL = pytest.mark.parametrize("name", METHODS)
@@ -67,9 +81,42 @@ def test_the_global_random_state_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["random", "snip", "omp", "lth", "vpns", "hydra", "bip"])
-def test_another_seed_gives_other_masks(name: str) -> None:
-    one, other = find(name, seed=7), find(name, seed=8)
-    assert not torch.equal(flat(one.masks), flat(other.masks))
+def test_three_seeds_give_three_masks(name: str) -> None:
+    masks = [flat(find(name, seed=seed).masks) for seed in (7, 8, 9)]
+    assert not any(torch.equal(*pair) for pair in combinations(masks, 2))
+
+
+def wild_network(bad: float) -> Search:
+    """A search whose network has one weight that is not finite."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.network[3].weight[1, 2, 0, 0] = bad
+    return make_search(model, density=0.5)
+
+
+def wild_images(bad: float) -> Search:
+    """A search whose first training images have a pixel that is not finite."""
+    view = TinyView("clean")
+    view.x[:, 0, 1, 1] = bad
+    return make_search(data=TinyData(clean=view, prompted=view), density=0.5)
+
+
+DECIDING = sorted(set(METHODS) - {"random", "dense"})
+NOT_FINITE = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+
+
+@NOT_FINITE
+@pytest.mark.parametrize("name", DECIDING)
+def test_a_weight_that_is_not_finite_decides_no_mask(name: str, bad: float) -> None:
+    with pytest.raises(NumericError):
+        METHODS[name].find_masks(wild_network(bad))
+
+
+@NOT_FINITE
+@pytest.mark.parametrize("name", [name for name in DECIDING if name != "synflow"])
+def test_an_image_that_is_not_finite_decides_no_mask(name: str, bad: float) -> None:
+    with pytest.raises(NumericError):
+        METHODS[name].find_masks(wild_images(bad))
 
 
 @ALL

@@ -278,6 +278,39 @@ def test_a_program_learns_inside_its_region_only(kind: str, fit: Sizes) -> None:
     assert torch.equal(prompt.program.grad != 0, (prompt.region == 1).expand(3, -1, -1))
 
 
+@st.composite
+def drawn_squares(draw: st.DrawFn) -> tuple[RandomPrompt, Tensor, int]:
+    """A random prompt, images of any fitting size, and a seed that draws its square."""
+    fit = draw(sizes())
+    prompt = build_prompt("random", fit)
+    set_program(prompt, 1.0)
+    return prompt, images(fit.input), draw(st.integers(0, 99))
+
+
+def square(prompt: RandomPrompt, seed: int) -> Tensor:
+    """The square that the next batch will be shown after this seed, (H, H)."""
+    torch.manual_seed(seed)
+    shown = prompt.visible() == 1
+    torch.manual_seed(seed)
+    return shown
+
+
+@given(drawn_squares())
+def test_outside_the_drawn_square_nothing_changes(case: tuple) -> None:
+    prompt, x, seed = case
+    outside = ~square(prompt, seed)
+    assert torch.equal(prompt(x)[..., outside], prompt.place(x)[..., outside])
+
+
+@given(drawn_squares())
+def test_a_program_learns_inside_the_drawn_square_only(case: tuple) -> None:
+    prompt, x, seed = case
+    inside = square(prompt, seed)
+    prompt(x / 4).sum().backward()
+    moved = prompt.program.grad != 0
+    assert moved[:, inside].any() and not moved[:, ~inside].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_is_an_image(kind: str) -> None:
     prompt = build_prompt(kind, Sizes(4, 8, 2, 3))

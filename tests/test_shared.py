@@ -14,7 +14,7 @@ from program.folder import shared_settings
 from program.settings import read_config
 from pruning.dense import train_and_rewind, weight_stage
 from pruning.masks import all_kept
-from utils.errors import NumericError
+from utils.errors import Interrupted, NumericError
 from utils.shared import Shared
 
 SETTINGS = {"seed": 7, "weight_lr": 0.1, "views": ("clean",)}
@@ -245,7 +245,7 @@ def test_the_files_say_what_they_hold(tmp_path: Path) -> None:
 def test_an_interrupted_dense_phase_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole = shared_find(tmp_path / "whole", "omp", epochs=3)
     stopped = MemoryLog(stop_after=5)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Interrupted):
         shared_find(tmp_path / "parts", "omp", epochs=3, log=stopped)
     assert not (tmp_path / "parts").exists()
     again = MemoryLog(state=stopped.states[-1])
@@ -257,7 +257,7 @@ def test_an_interrupted_dense_phase_goes_on_where_it_stopped(tmp_path: Path) -> 
 def test_an_interrupted_round_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole = shared_find(tmp_path / "whole", "lth", epochs=2, density=0.6)
     stopped = MemoryLog(stop_after=2 * 3 * 2 + 4)  # dense, one round, four steps of the next
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Interrupted):
         shared_find(tmp_path / "parts", "lth", epochs=2, density=0.6, log=stopped)
     assert names(tmp_path / "parts") == ["dense", "round-0.8"]
     again = MemoryLog(state=stopped.states[-1])

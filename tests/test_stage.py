@@ -17,8 +17,9 @@ from pruning.masks import MaskKeeper, apply_masks, keep_top, prunable
 from pruning.measure import Counts, Tally, evaluate
 from pruning.method import PRUNE_MODES, Search, prompt_groups, stage_views
 from pruning.scores import learn_masks
-from pruning.stage import CLEAN, PROMPTED, Group, Stage, run_stage
-from utils.errors import NumericError
+from pruning.stage import CLEAN, PROMPTED, Group, Stage
+from pruning.training import run_stage
+from utils.errors import Interrupted, NumericError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 
 BOTH = (PROMPTED, CLEAN)
@@ -235,7 +236,7 @@ def test_constant_rates() -> None:
 def interrupted(make: Any, run: Any, stop_after: int) -> tuple[Any, MemoryLog]:
     """The model and log of a run that stops after so many steps and goes on from its state."""
     log = MemoryLog(stop_after)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Interrupted):
         run(make(), log)
     model, resumed = make(), MemoryLog(state=copy.deepcopy(log.states[-1]))
     resumed.rows = log.rows
@@ -295,6 +296,7 @@ def test_a_search_goes_on_bit_identically(stop_after: int) -> None:
     model, resumed = interrupted(tiny_model, run, stop_after)
     assert same(whole.state_dict(), model.state_dict())
     assert same(*found) and resumed.rows == log.rows
+    assert deep(resumed.states[-1]) == deep(log.states[-1])
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 9])
@@ -421,6 +423,15 @@ def test_a_loss_that_is_not_finite_stops_with_exit_code_3(bad: float) -> None:
     with pytest.raises(NumericError, match="not finite: loss.* stage s, epoch 1, step 1") as caught:
         run_stage(model, Stage("s", 1, (weights(model),), (CLEAN,)), TinyData(), MemoryLog())
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_network_that_diverges_only_when_measured_names_stage_and_epoch(name: str) -> None:
+    model, view = tiny_model(), TinyView(name)
+    view.x[0] = math.nan
+    stage = Stage("s", 1, (weights(model),), (CLEAN,))
+    with pytest.raises(NumericError, match="diverged at density 0.5, stage s, epoch 1"):
+        run_stage(model, stage, TinyData(**{name: view}), MemoryLog())
 
 
 def diverge(log: MemoryLog) -> None:
