@@ -1,6 +1,7 @@
 """Small networks and data that many tests share."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell script's background job ignores it, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The golden trajectory was measured with AVX2 kernels; those of AVX-512 round differently.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
