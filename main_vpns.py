@@ -277,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop.ignore()
         print("RESULT " + json.dumps(result))
         return 0
-    except (Exception, Interrupted) as error:
+    except (Exception, Interrupted) as raised:
+        error = stop.meant(raised)
         if isinstance(error, Interrupted):
             stop.ignore()
         if "--debug" in argv:

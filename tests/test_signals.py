@@ -6,9 +6,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from utils.errors import Interrupted
+from utils import tensors
+from utils.errors import Interrupted, VPNsError
 from utils.signals import SIGNALS, Stop, signals_later
+from utils.tensors import read_tensors
 
 
 @pytest.fixture
@@ -109,3 +113,55 @@ def test_a_forked_worker_dies_of_the_signal(stop: Stop) -> None:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
     assert stop.requested == ""
+
+
+def test_an_error_that_a_library_made_of_a_stop_is_the_stop(stop: Stop) -> None:
+    """The tensor constructor calls the length of a sequence and replaces whatever that raises."""
+
+    class Slow:
+        def __len__(self) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return 1
+
+        def __getitem__(self, place: int) -> float:
+            return 1.0
+
+    with pytest.raises(ValueError, match="shape") as caught:
+        torch.tensor(Slow())
+    meant = stop.meant(caught.value)
+    assert isinstance(meant, Interrupted) and "SIGTERM" in str(meant)
+
+
+@pytest.mark.parametrize("error", [VPNsError("x"), OSError(28, "full"), MemoryError()])
+def test_an_error_with_a_meaning_of_its_own_keeps_it_after_a_signal(stop: Stop, error) -> None:
+    stop.requested = "SIGTERM"
+    assert stop.meant(error) is error
+
+
+def test_without_a_signal_every_error_is_itself(stop: Stop) -> None:
+    error = ValueError("x")
+    assert stop.meant(error) is error
+
+
+def test_a_signal_that_waits_while_the_block_fails_is_answered_all_the_same(stop: Stop) -> None:
+    with pytest.raises(Interrupted), signals_later():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("the block's own")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_a_signal_while_a_file_is_read_is_no_damage_to_it(
+    stop: Stop, tmp_path, monkeypatch, name: str
+) -> None:
+    path = tmp_path / name
+    values = {"a": torch.ones(3)}
+    save_file(values, path) if name.endswith("safetensors") else torch.save(values, path)
+    read = tensors._read
+
+    def interrupted(path):
+        signal.raise_signal(signal.SIGUSR2)
+        return read(path)
+
+    monkeypatch.setattr(tensors, "_read", interrupted)
+    with pytest.raises(Interrupted, match="SIGUSR2"):
+        read_tensors(path)

@@ -78,7 +78,7 @@ class Run:
         if error is None:
             self.state("done")
         else:
-            state = "failed"
+            state, error = "failed", self.stop.meant(error)
             if isinstance(error, Interrupted):
                 self.stop.ignore()
                 state = "interrupted"

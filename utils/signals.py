@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from utils.errors import Interrupted
+from utils.errors import Interrupted, VPNsError
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 
@@ -39,7 +39,8 @@ def _handle(answer: Callable[[int, Any], None] | signal.Handlers) -> None:
 def signals_later() -> Iterator[None]:
     """Answer signals after the block, whoever answers them; for the main thread.
 
-    For starting processes: what is raised while Python forks is lost, and may leave locks held.
+    For calls into a library that would lose or replace what an answer raises: a fork, which may
+    also leave locks held, and readers of files, to which any exception is damage.
     """
     came: list[int] = []
     before = {}
@@ -51,8 +52,8 @@ def signals_later() -> Iterator[None]:
     finally:
         for number, answer in before.items():
             signal.signal(number, answer)
-    for number in came:
-        signal.raise_signal(number)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class Stop:
@@ -84,7 +85,18 @@ class Stop:
 
     def now(self) -> None:
         """Raises Interrupted."""
-        raise Interrupted(f"stopped by {self.requested}; {self.then}")
+        raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"stopped by {self.requested}; {self.then}")
+
+    def meant(self, error: BaseException) -> BaseException:
+        """`error`, or the stop if that is what it must have been before a library replaced it.
+
+        Errors that we raise, and those of the system, mean what they say.
+        """
+        own = isinstance(error, VPNsError | Interrupted | OSError | MemoryError)
+        return error if own or not self.requested else self._interrupted()
 
     @contextmanager
     def hold(self) -> Iterator[None]:

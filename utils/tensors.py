@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.errors import VPNsError
 from utils.files import leads_outside, sha256_file
+from utils.signals import signals_later
 from utils.torch_file import inspect, refusal
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -33,12 +34,9 @@ def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        known = check_side_car(path) or known
-        if path.suffix == ".safetensors":
-            found, summed = _read_safetensors(path), False
-        else:
-            summed = inspect(path)
-            found = _read_torch(path)
+        with signals_later():
+            known = check_side_car(path) or known
+            found, summed = _read(path)
     except OSError as error:
         raise VPNsError(f"{path} cannot be read ({error.strerror or first_line(error)})") from error
     if not isinstance(found, dict):
@@ -47,6 +45,14 @@ def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
     if not known:
         print(f"note: {path} has no {path.name}.sha256 beside it: {_worth(path, summed)}")
     return found
+
+
+def _read(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether sums inside it were compared."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), False
+    summed = inspect(path)
+    return _read_torch(path), summed
 
 
 def _worth(path: Path, summed: bool) -> str:
