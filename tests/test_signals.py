@@ -116,14 +116,14 @@ def test_a_forked_worker_dies_of_the_signal(stop: Stop) -> None:
 
 
 def test_an_error_that_a_library_made_of_a_stop_is_the_stop(stop: Stop) -> None:
-    """The tensor constructor calls the length of a sequence and replaces whatever that raises."""
+    """torch's constructor asks a sequence for an item, and replaces whatever that raises."""
 
     class Slow:
         def __len__(self) -> int:
-            signal.raise_signal(signal.SIGTERM)
             return 1
 
         def __getitem__(self, place: int) -> float:
+            signal.raise_signal(signal.SIGTERM)
             return 1.0
 
     with pytest.raises(ValueError, match="shape") as caught:
