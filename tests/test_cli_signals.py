@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,10 @@ def stop_everyone(save_dir, words, name, moment):
 
     child = begin(save_dir, *words, before=arm)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for _ in range(200):  # a worker looks for its parent every five seconds
+        if not session(child):
+            break
+        time.sleep(0.1)
     return done(save_dir, code), session(child)
 
 
