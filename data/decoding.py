@@ -1,6 +1,7 @@
 """Image files to resized uint8 tensors, in worker processes."""
 
 import atexit
+import multiprocessing
 import os
 import signal
 import weakref
@@ -68,11 +69,19 @@ def quiet_worker(_: int) -> None:
         Thread(target=_heed_parent, daemon=True).start()
     with suppress(OSError):
         os.setpgid(0, 0)
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != _parent():
+        # torch's own watch begins later: it would take whoever has adopted this one for its parent.
+        os._exit(0)
+
+
+def _parent() -> int:
+    """The process that started this one."""
+    return multiprocessing.parent_process().pid
 
 
 def _heed_parent() -> None:
     """End when the main process, and nobody else, says so."""
-    parent = os.getppid()
+    parent = _parent()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

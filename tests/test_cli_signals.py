@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -214,6 +215,30 @@ def test_signal_to_every_process_ends_all_of_them_with_one_line(files, tmp_path,
     stopped, left = stop_everyone(tmp_path / "run", [*files, *words], name, moment)
     assert stopped.code == 75 and stopped.error.startswith(f"stopped by {name}; ")
     assert left == []
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="nobody is forked")
+def test_worker_whose_parent_died_before_it_began_ends():
+    """It would wait for work for ever."""
+    seen, say = os.pipe()
+    middle = os.fork()
+    if not middle:
+        worker = multiprocessing.Process(target=orphan, args=(say,))
+        worker.start()
+        os._exit(0)
+    os.waitpid(middle, 0)
+    os.close(say)
+    with os.fdopen(seen) as end:
+        assert end.read() == "begun "
+
+
+def orphan(say):
+    """A data worker that is slower than its parent."""
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    os.write(say, b"begun ")
+    decoding.quiet_worker(0)
+    os.write(say, b"goes on")
 
 
 def test_signal_while_workers_are_started_is_not_lost(files, tmp_path):
