@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell script's background job ignores it, and so would every program that a test starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 # The golden trajectory was measured with AVX2 kernels; those of AVX-512 round differently.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -27,6 +25,8 @@ from prompts import Sizes, build_prompt
 from utils.errors import Interrupted
 from utils.seed import generator
 
+# A shell script's background job ignores it, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests time nothing, and fail or pass alike each time.
 settings.register_profile("vpns", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("vpns")
