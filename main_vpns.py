@@ -48,6 +48,7 @@ from utils.config import flatten
 from utils.errors import Interrupted, VPNsError
 from utils.files import NO_ROOM, write_problem
 from utils.level import Level
+from utils.memory import keep_freed_memory
 from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
 from utils.shared import Shared
@@ -266,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
             return 0
         stop.install()
+        keep_freed_memory()
         if config.run.check_data:
             check_data(config)
             return 0

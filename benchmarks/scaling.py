@@ -109,6 +109,7 @@ def draw(path: Path, steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str,
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     sizes = [row["weights"] for row in steps]
@@ -120,8 +121,11 @@ def draw(path: Path, steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str,
     counts = [row["images"] for row in epochs]
     right.plot(counts, [row["later s"] for row in epochs], "o-")
     right.set(xlabel="training images", ylabel="seconds an epoch of search")
-    for axis in (left, right):
+    for axis, xs in ((left, sizes), (right, counts)):
         axis.set(xscale="log", yscale="log")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xticks(xs, [f"{x / 1e6:.0f} M" if x >= 1e6 else f"{x:,}" for x in xs])
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     print(f"plot: {path}")

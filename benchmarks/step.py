@@ -1,6 +1,6 @@
 """What a step costs, over two plain dense SGD steps on the same two batches (the paper's unit).
 
-    python benchmarks/step.py --network resnet18 --size 32 --batch 32 [--profile]
+    python benchmarks/step.py --network resnet18 --size 32 --batch 32 [--keep_memory] [--profile]
 
 Search, fine-tuning and evaluation are ours, run through the training loop of the program;
 `reference_*` are the same with the authors' arithmetic (reference.py). The unit uses torch's
@@ -26,6 +26,7 @@ from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from models import NETWORKS
 from models.classifier import PromptedClassifier
 from pruning.measure import evaluate
+from utils.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 DENSE = "dense"
@@ -126,9 +127,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=4, help="iterations a turn")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
+    )
     parser.add_argument("--profile", action="store_true", help="only profile our search")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if args.keep_memory:
+        keep_freed_memory()
     case = Case(args.network, args.size, args.batch, args.density)
     bench = Bench(case)
     if args.profile:
