@@ -34,6 +34,11 @@ settings.load_profile("vpns")
 SIZE, SOURCES, CLASSES = 8, 6, 4
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `last` come after all that may fork."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Bits depend on the number of threads."""

@@ -355,6 +355,7 @@ def test_run_goes_on_bit_identically_and_is_measured_in_its_own_precision(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.last
 def test_model_of_a_compiled_run_is_measured_without_a_compiler(
     tmp_path: Path, quick_compiler: Any
 ) -> None:
@@ -401,6 +402,7 @@ def test_missing_compiler_is_told_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.last
 def test_compiled_run_is_close_and_goes_on_bit_identically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
