@@ -156,13 +156,15 @@ finish() {  # SLOT_INDEX
 
 busy() { [ -n "$(printf %s ${pids[@]+"${pids[@]}"})" ]; }
 
+pause() { sleep 0.2 || true; }  # in a terminal, Ctrl-C ends the sleep too
+
 free_slot() {  # Waits for a free slot, into `slot`; fails once a signal has come
     while [ -z "$stop" ]; do
         collect
         for slot in "${!slots[@]}"; do
             if [ -z "${pids[slot]:-}" ]; then return 0; fi
         done
-        sleep 0.2
+        pause
     done
     return 1
 }
@@ -176,7 +178,7 @@ for entry in "${cells[@]}"; do
     start "$method" "$seed" "$slot"
 done
 while busy; do
-    sleep 0.2
+    pause
     collect
 done
 

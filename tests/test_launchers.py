@@ -268,6 +268,15 @@ def test_signal_is_passed_on_and_waited_for(project, sent, received):
     assert len(project.noted("slots")) == 2
 
 
+def test_ctrl_c_in_a_terminal_reaches_all_and_is_waited_for(project):
+    launcher = project.start("setsid", "bash", "vpns.sh", SEEDS="7", FAKE_HOLD="1")
+    project.wait_for("started-7")
+    os.killpg(launcher.pid, signal.SIGINT)
+    out, _ = launcher.communicate(timeout=20)
+    assert launcher.returncode == 75 and "the same command continues it" in out
+    assert project.noted("saved") == ["TERM"]
+
+
 def test_signal_before_the_first_cell_stops_the_launcher(project):
     project.tool("mkdir", 'kill -TERM $PPID\ncommand -p mkdir "$@"')
     done = project.run("bash", "vpns.sh")
