@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from program.evaluation import evaluate_checkpoint
 from program.folder import announce, run_folder, shared_settings
 from program.given import check_given, check_resumed, given_masks, trained_level
 from program.plan import plan
-from program.record import describe, exported, percent, record, results_row, save_level
+from program.record import (
+    describe,
+    exported,
+    percent,
+    record,
+    require_count,
+    results_row,
+    save_level,
+)
 from program.settings import Config, check_classes, read_config
 from pruning import METHODS, Search
 from pruning.masks import (
@@ -52,6 +61,7 @@ from utils.memory import keep_freed_memory
 from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
 from utils.shared import Shared
+from utils.tensors import understood
 
 
 def run(config: Config, stop: Stop) -> dict[str, Any]:
@@ -144,9 +154,13 @@ def find_or_load_masks(
     if searched is None:
         return find_masks(config, level, data, model)
     tensors, meta = searched
-    restore(model, tensors, meta)
-    level.begin("finetune", **meta["progress"])
-    masks = masks_of(tensors, meta)
+    with understood(level.search_path):
+        restore(model, tensors, meta)
+        if model.classes != len(data.classes):
+            raise ValueError(f"it tells {model.classes} classes apart, not {len(data.classes)}")
+        masks = masks_of(tensors, meta)
+        require_count(level, masks)
+    level.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
     return {name: mask.to(model.mean.device) for name, mask in masks.items()}, meta["accuracies"]
 
 
@@ -188,7 +202,7 @@ def make_search(
         log=level,
         remap=remap,
         before_epoch=remap if config.maps_each_epoch else nothing,
-        previous=lambda: trained_level(level.previous),
+        previous=lambda: trained_level(level.previous, model.network.state_dict()),
         once=shared.once,
         floor=config.method.min_layer_density,
     )
@@ -285,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop.ignore()
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
 
 
@@ -298,7 +313,8 @@ def one_line(error: BaseException) -> str:
         path = Path(error.filename or os.getcwd())
         full = error.errno in NO_ROOM
         return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    no_room = "allocate memory" in text or "Storage size calculation overflowed" in text
+    if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"out of memory, lower --batch_size or --cache_gb: {text}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"--compile fails here; it needs a C++ compiler: get g++ or drop it: {text[:180]}"

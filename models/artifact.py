@@ -8,7 +8,6 @@ from torch import Tensor
 
 from models.classifier import PromptedClassifier
 from utils.checkpoint import pack_tensor, unpack_tensor
-from utils.errors import VPNsError
 
 Masks = Mapping[str, Tensor]
 
@@ -58,7 +57,7 @@ def restore(
 ) -> None:
     """Put an exported network, its prompt and its label mapping into `model`, in place.
 
-    Raises VPNsError when they do not fit.
+    Raises ValueError when they do not fit; for within `understood`.
     """
     try:
         model.network.load_state_dict(tensors, strict=True)
@@ -66,7 +65,8 @@ def restore(
             model.prompt.program.copy_(unpack_tensor(meta["program"]))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise VPNsError(f"the checkpoint does not fit the network: {reason[:300]}") from error
+        raise ValueError(f"the checkpoint does not fit the network: {reason[:300]}") from error
     device = model.mean.device
     mapped = meta["label_map"]
     model.label_map = None if mapped is None else torch.tensor(mapped, device=device)
+    model.check_map()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import load_data
 from models import PromptedClassifier, build_network
@@ -19,7 +19,7 @@ from prompts import Sizes, build_prompt
 from pruning.masks import Masks, apply_masks, keep_top, kept_count, prunable, total_count
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
-from utils.config import flatten, replace_flags
+from utils.config import check_flags, flatten, replace_flags
 from utils.errors import UsageError
 from utils.identity import model_flags
 from utils.tensors import read_tensors, understood
@@ -57,10 +57,9 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
     model = checkpoint.model.to(device)
     model.use(config.precision)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
-    classes = _outputs(model, config)
-    if classes != len(data.classes):
+    if model.classes != len(data.classes):
         raise UsageError(
-            f"{path} tells {classes} classes apart, {config.data.dataset} has "
+            f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
             f"{len(data.classes)}: name its dataset with --dataset"
         )
     clean = evaluate(model, data.test)
@@ -81,16 +80,6 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
     }
 
 
-def _outputs(model: PromptedClassifier, config: Config) -> int:
-    if model.label_map is not None:
-        return len(model.label_map)
-    return _head(model, config.network.network).out_features
-
-
-def _head(model: PromptedClassifier, network: str) -> nn.Linear:
-    return model.network.get_submodule(backbone(network).head)
-
-
 def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
     """A model file or state of ours, or a file of the authors, told apart by what it holds."""
     tensors = read_tensors(path)
@@ -101,9 +90,8 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
             found = _read_state(tensors)
         else:
             found = _read_authors(path, tensors, flags)
-        mapped, head = found.model.label_map, _head(found.model, found.flags["network"])
-        if mapped is not None and (mapped.min() < 0 or mapped.max() >= head.out_features):
-            raise ValueError(f"a label map outside 0..{head.out_features - 1}")
+        backbone(found.flags["network"])
+        found.model.check_map()
     return found
 
 
@@ -201,6 +189,11 @@ def _classifier(name: str, head: int | None, kind: str, sizes: Sizes) -> Prompte
 
 
 def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a file that this version has; lists come back as tuples."""
+    """Flags of a file that this version has; lists come back as tuples.
+
+    Raises ValueError for a value that could not have been typed.
+    """
     own = flatten(Config())
-    return {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in own}
+    found = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in own}
+    check_flags(Config(), found)
+    return found

@@ -1,11 +1,14 @@
 """Masks and weights that a search takes from files instead of making them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from torch import Tensor
+
 from models.artifact import masks_of
 from models.mask_file import MaskFile, read_mask_file, start_from
+from program.record import require_count
 from program.settings import Config
 from pruning import Search
 from pruning.masks import (
@@ -21,7 +24,7 @@ from pruning.method import Trained
 from utils.checkpoint import load_model
 from utils.errors import UsageError, VPNsError
 from utils.level import Level, level_name, require_progress
-from utils.tensors import SUFFIXES, read_tensors, understood
+from utils.tensors import SUFFIXES, read_tensors, require_like, understood
 
 
 def given_masks(config: Config) -> Callable[[Search], Masks] | None:
@@ -101,10 +104,16 @@ def check_resumed(resume: str) -> None:
                 require_progress(state)
 
 
-def trained_level(level: Level | None) -> Trained | None:
-    """The finished level that a chained method goes on from; None at the first."""
+def trained_level(level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
+    """The finished level that a chained method goes on from; None at the first.
+
+    Raises VPNsError unless its file has the names, shapes and types of `like`.
+    """
     if level is None:
         return None
     tensors, meta = load_model(level.model_path)
-    masks = masks_of(tensors, meta)
+    with understood(level.model_path):
+        masks = masks_of(tensors, meta)
+        require_like(like, tensors)
+        require_count(level, masks)
     return Trained(level.density, masks, {name: tensors[f"{name}.weight"] for name in masks})

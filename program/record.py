@@ -36,7 +36,10 @@ def exported(
     Raises VPNsError unless the masks have the exact count, the network that was measured has
     zeros where they prune, and the file has +0.0 there and gives the same masks back.
     """
-    require_count(level, masks)
+    try:
+        require_count(level, masks)
+    except ValueError as error:
+        raise VPNsError(f"{error}, the model is not saved: a bug") from error
     tensors, meta = export(model, masks)
     read = masks_of(tensors, meta)
     for name, layer in prunable(model.network).items():
@@ -53,13 +56,13 @@ def exported(
 
 
 def require_count(level: Level, masks: Masks) -> None:
-    """Raises VPNsError unless the masks keep exactly what the density of the level asks for."""
+    """Raises ValueError unless the masks keep exactly what the density of the level asks for."""
     total, kept = total_count(masks), kept_count(masks)
     asked = total - pruned_count(total, level.density)
     if kept != asked:
-        raise VPNsError(
-            f"density {level.density:g}: the mask keeps {kept} of {total} weights instead of "
-            f"{asked}, the model is not saved: a bug"
+        raise ValueError(
+            f"density {level.density:g}: the mask keeps {kept} of {total} weights "
+            f"instead of {asked}"
         )
 
 

@@ -57,7 +57,7 @@ def train_and_rewind(search: Search, stage: Stage, masks: Masks) -> Tensors:
         return copy_of(model)
 
     was_training = model.training
-    trained = search.once(stage.name, {**masks, **seen}, train)
+    trained = search.once(stage.name, {**masks, **seen}, train, start)
     model.load_state_dict(start)
     model.train(was_training)
     return trained

@@ -34,10 +34,11 @@ def stage_views(prompted: bool, prompts_anywhere: bool) -> tuple[str, ...]:
 Tensors = dict[str, Tensor]
 
 
-def make_anew(name: str, masks: Masks, make: Callable[[], Tensors]) -> Tensors:
+def make_anew(name: str, masks: Masks, make: Callable[[], Tensors], like: Tensors) -> Tensors:
     """Call `make`. The program gives a search a version that also keeps the result in a file.
 
-    The result must depend on the settings of the run, `name` and the given tensors only.
+    The result must depend on the settings of the run, `name` and the given tensors only; it has
+    the names, shapes and types of `like`.
     """
     return make()
 
@@ -67,7 +68,7 @@ class Search:
     remap: Callable[[], None] = nothing  # makes the label mapping with the model as it is
     before_epoch: Callable[[], None] = nothing
     previous: Callable[[], "Trained | None"] = nothing  # the level before, fine-tuned
-    once: Callable[[str, Masks, Callable[[], Tensors]], Tensors] = make_anew
+    once: Callable[[str, Masks, Callable[[], Tensors], Tensors], Tensors] = make_anew
     floor: float = 0.0  # no layer's density falls below it
 
     def prompt_groups(self) -> tuple[Group, ...]:

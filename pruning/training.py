@@ -12,8 +12,9 @@ from pruning.measure import Counts, Tally, evaluate
 from pruning.stage import CLEAN, OTHER, PROMPTED, Log, Stage
 from utils.errors import Interrupted, NumericError, UsageError
 from utils.loss_scale import LossScale
+from utils.optim import load_optimizer
 from utils.seed import reseed
-from utils.tensors import understood
+from utils.tensors import require_like, understood
 
 # Where each view's batches come from, and what tells its draws from those of its source.
 _SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -252,7 +253,6 @@ class _Training:
             "step": step,
             "tensors": self._tensors(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "scale": self.scale.state(),
             "tallies": {view: tuple(tally.counts()) for view, tally in self.tallies.items()},
             "best": vars(self.best),
@@ -265,35 +265,36 @@ class _Training:
         Raises VPNsError with the state's `path` when it is not of this model and stage.
         """
         with understood(state.get("path", "the state")):
-            self._load_tensors(state["tensors"], _Best(**state["best"]))
-            self._load_optimizers(state)
-            self.tallies = {view: Tally(*state["tallies"][view]) for view in self.tallies}
+            best = state["best"]
+            kept = _Best(int(best["correct"]), int(best["epoch"]), dict(best["tensors"]))
+            self._load_tensors(state["tensors"], kept)
             self.first_epoch, self.first_step = self._kept = state["epoch"], state["step"]
+            if self.first_epoch > self.stage.epochs:
+                raise ValueError(f"epoch {self.first_epoch} of {self.stage.epochs}")
+            self._load_optimizers(state)
+            for view in self.tallies:
+                loss, correct, seen = state["tallies"][view]
+                self.tallies[view] = Tally(float(loss), int(correct), int(seen))
         self.stage.after_step()
 
     def _load_tensors(self, found: Mapping[str, Tensor], best: _Best) -> None:
         own = self._tensors()
-        _require_shapes(own, found)
+        require_like(own, found)
         if best.tensors:
-            _require_shapes(own, best.tensors)
+            require_like(own, best.tensors)
+        moved = own.keys() - dict(self.model.named_buffers()).keys()
+        if not all(torch.isfinite(found[name]).all() for name in moved):
+            raise ValueError("not finite")
         for name, tensor in own.items():
             tensor.copy_(found[name])
+        self.model.check_map()
         self.best = best
 
     def _load_optimizers(self, state: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-            optimizer._opt_called = True  # before the stop; else torch warns at an epoch's end
-            for param, kept in optimizer.state.items():
-                moments = {n for n, value in kept.items() if n != "step" and value is not None}
-                _require_shapes(dict.fromkeys(moments, param), kept)
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
-        self.scale.load(state.get("scale", {}))  # states of the first version have none
-
-
-def _require_shapes(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises ValueError when `found` lacks one of these tensors or has it in another shape."""
-    wrong = [n for n, tensor in own.items() if n not in found or found[n].shape != tensor.shape]
-    if wrong:
-        raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
+            load_optimizer(optimizer, saved)
+        for schedule in self.schedules:
+            schedule.load_state_dict(
+                {"last_epoch": self.first_epoch, "_step_count": self.first_epoch + 1}
+            )
+        self.scale.load(dict(state.get("scale", {})))  # states of the first version have none

@@ -27,6 +27,8 @@ from utils.seed import generator
 
 # A shell script's background job ignores it, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup; a handler is not inherited
+    signal.signal(signal.SIGHUP, lambda *_: None)
 # Tests time nothing, and fail or pass alike each time.
 settings.register_profile("vpns", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("vpns")

@@ -104,6 +104,25 @@ def test_signal_in_any_phase_stops_with_one_line_and_the_run_goes_on(undisturbed
     assert hashes(run(tmp_path / "run", *QUICK).folder) == hashes(undisturbed.folder)
 
 
+def test_closed_terminal_costs_nothing_though_nothing_can_be_said(undisturbed, tmp_path):
+    ours, theirs = os.openpty()
+
+    def hang_up():
+        os.close(ours)
+        send("SIGHUP")()
+
+    def before():
+        for number in (1, 2):
+            os.dup2(theirs, number)
+        at_call(PromptedClassifier, "forward", 4, hang_up, False)
+
+    stopped = forked(tmp_path / "run", *QUICK, before=before)
+    assert stopped.code == 75
+    state = json.loads((only_run(tmp_path / "run") / "run.json").read_text())
+    assert state["state"] == "interrupted" and "SIGHUP" in state["reason"]
+    assert hashes(run(tmp_path / "run", *QUICK).folder) == hashes(undisturbed.folder)
+
+
 def test_signal_before_the_folder_is_open_does_not_promise_to_continue(tmp_path):
     hook = (Run, "__init__", 1, send("SIGUSR1"), False)
     stopped = forked(tmp_path / "run", *QUICK, before=lambda: at_call(*hook))

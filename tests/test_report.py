@@ -53,6 +53,11 @@ def test_damaged_results_are_refused(tmp_path, line):
         read_results(make_run(tmp_path, "vpns", "seed7-aa", HEADER + line))
 
 
+def test_cell_without_end_is_damage(tmp_path):
+    with pytest.raises(VPNsError, match="is damaged"):
+        read_results(make_run(tmp_path, "vpns", "seed7-aa", "density,clean\n0.2," + "1" * 200_000))
+
+
 def test_folder_without_results_is_refused(tmp_path):
     with pytest.raises(VPNsError, match=r"no readable results\.csv"):
         read_results(tmp_path)

@@ -1,6 +1,7 @@
 """The comparing report, from runs written by hand: numbers, gaps, files, picture."""
 
 import csv
+import json
 
 import pytest
 from report_runs import HEADER, make_run, prompt, row, set_state
@@ -353,6 +354,21 @@ def test_mistakes_end_in_one_line(grid, capsys, words, code, message):
     assert report.main(words) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [{"network": [1]}, {"density_list": None}, {"epochs": {"a": 1}}])
+def test_settings_that_are_none_stop_the_report(grid, capsys, wrong):
+    run = make_run(grid, "snip", 7, {0.1: 90})
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    assert report.main([str(grid), "--out", str(grid / "out")]) == 1
+    assert f"{path} has no such value of" in capsys.readouterr().err
+
+
+def test_runs_that_differ_in_a_list_are_told_apart(grid):
+    for steps in ([0.5], [0.7]):
+        make_run(grid, "snip", 7, {0.1: 90}, decreasing_step=steps)
+    assert report.main([str(grid), "--out", str(grid / "out")]) == 0
 
 
 def test_damaged_results_stop_the_report(grid, capsys):

@@ -14,6 +14,7 @@ from program.folder import shared_settings
 from program.settings import read_config
 from pruning.dense import train_and_rewind, weight_stage
 from pruning.masks import all_kept
+from utils.checkpoint import load_model, save_model
 from utils.errors import Interrupted, NumericError
 from utils.shared import Shared
 
@@ -63,6 +64,23 @@ def shared(tmp_path: Path, log: MemoryLog) -> Shared:
 
 
 MASKS = {"0": torch.tensor([[True, False, True]])}
+
+
+@pytest.mark.parametrize("like", [{"b": torch.ones(2, 3)}, {"a": torch.ones(2, 3).int()}])
+def test_a_file_of_something_else_is_made_again(shared: Shared, log: MemoryLog, like) -> None:
+    make = Made(log)
+    shared.once("dense", MASKS, make)
+    shared.once("dense", MASKS, make, like)
+    assert make.calls == 2
+
+
+def test_a_file_without_its_passes_is_made_again(shared: Shared, log: MemoryLog, tmp_path) -> None:
+    make = Made(log)
+    shared.once("dense", MASKS, make)
+    (path,) = tmp_path.rglob("*.safetensors")
+    save_model(path, load_model(path)[0], {"passes": "x"})
+    shared.once("dense", MASKS, make)
+    assert make.calls == 2
 
 
 def test_a_result_is_made_once(shared: Shared, log: MemoryLog) -> None:

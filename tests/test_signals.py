@@ -33,6 +33,21 @@ def test_a_signal_is_answered_at_once_when_nothing_is_held(stop: Stop, name: str
         signal.raise_signal(getattr(signal, name))
 
 
+def test_a_closed_terminal_stays_ignored_where_nohup_has_it_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handlers = [signal.getsignal(getattr(signal, name)) for name in SIGNALS[:4]]
+    try:
+        stop = Stop()
+        stop.install()
+        with signals_later(), stop.hold():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        for name, handler in zip(SIGNALS[:4], handlers, strict=True):
+            signal.signal(getattr(signal, name), handler)
+
+
 def test_the_exit_code_is_75(stop: Stop) -> None:
     with pytest.raises(Interrupted) as caught:
         signal.raise_signal(signal.SIGTERM)

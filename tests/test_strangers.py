@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import struct
 import zipfile
 from functools import partial
@@ -385,7 +386,10 @@ def changed_state(stopped, tmp_path, **changed):
     return folder, path
 
 
-@pytest.mark.parametrize("changed", [{"rows": None}, {"stage": 3}, {"density": 0.1}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"rows": None}, {"stage": 3}, {"density": 0.1}, {"epoch": -1}, {"passes": float("nan")}],
+)
 def test_state_of_something_else_counts_as_damaged(stopped, tmp_path, changed):
     folder, path = changed_state(stopped, tmp_path, **changed)
     done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
@@ -405,6 +409,7 @@ def test_named_state_without_its_values_is_refused(stopped, tmp_path):
     [
         {"tensors": {}}, {"tensors": {"prompt.program": torch.zeros(1)}}, {"tallies": {}},
         {"optimizers": []}, {"best": {"x": 1}}, {"best": {"tensors": {"x": torch.ones(1)}}},
+        {"epoch": 9}, {"tallies": {"prompted": (None, 0, 0), "clean": (0.0, 0, 0)}},
     ],
 )  # fmt: skip
 def test_state_of_another_network_or_stage_is_refused_by_name(stopped, tmp_path, changed):
@@ -413,11 +418,42 @@ def test_state_of_another_network_or_stage_is_refused_by_name(stopped, tmp_path,
     assert done.code == 1 and done.error.startswith(f"{path} does not hold"), done.error
 
 
-def test_moments_of_another_shape_are_refused_by_name(stopped, tmp_path):
+@pytest.mark.parametrize(
+    "change", [lambda tensor: tensor * float("nan"), torch.Tensor.int, lambda tensor: "x"]
+)
+def test_scores_that_are_none_are_refused_by_name(stopped, tmp_path, change):
+    (path,) = stopped.glob("d0.2/state-*.pt")
+    tensors = torch.load(path, weights_only=True)["tensors"]
+    folder, path = changed_state(
+        stopped, tmp_path, tensors=tensors | {"scores": change(tensors["scores"])}
+    )
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
+    assert done.code == 1 and done.error.startswith(f"{path} does not hold"), done.error
+
+
+def test_settings_of_an_optimizer_are_not_taken_from_a_state(stopped, tmp_path):
+    (path,) = stopped.glob("d0.2/state-*.pt")
+    optimizers = torch.load(path, weights_only=True)["optimizers"]
+    optimizers[0]["param_groups"][0] |= {"betas": "x", "momentum": "x", "eps": None}
+    folder, _ = changed_state(stopped, tmp_path, optimizers=optimizers, schedules=[{"step": 3}])
+    assert run(tmp_path / "elsewhere", *QUICK, "--resume", folder).code == 0
+
+
+def test_file_with_the_name_of_a_state_but_no_number_is_left_alone(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "planted")
+    (folder / "d0.2" / "state-²٣.pt").write_bytes(b"x")
+    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
+    assert done.code == 0 and "continuing search" in done.out
+
+
+@pytest.mark.parametrize(
+    "change", [{n: torch.zeros(2, 3) for n in ("exp_avg", "momentum_buffer")}, {"step": "x"}]
+)
+def test_moments_of_another_kind_are_refused_by_name(stopped, tmp_path, change):
     (path,) = stopped.glob("d0.2/state-*.pt")
     optimizers = torch.load(path, weights_only=True)["optimizers"]
     for moments in optimizers[0]["state"].values():
-        moments.update({n: torch.zeros(2, 3) for n in moments if n != "step"})
+        moments.update(change)
     folder, path = changed_state(stopped, tmp_path, optimizers=optimizers)
     done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
     assert done.code == 1 and done.error.startswith(f"{path} does not hold"), done.error
@@ -439,8 +475,11 @@ def sizes(**changed):
         sizes(output=10**6, input=4),
         sizes(unheard=3),
         lambda meta: meta | {"program": {"shape": [3, 10**6, 10**6], "data": ""}},
+        lambda meta: meta | {"config": meta["config"] | {"amp": [3]}},
+        lambda meta: meta | {"config": meta["config"] | {"batch_size": 1.5}},
     ],
-    ids=["empty", "config", "network", "map", "map's kind", "zeros", "size", "sizes", "prompt"],
+    ids=["empty", "config", "network", "map", "map's kind", "zeros", "size", "sizes", "prompt",
+         "flag's kind", "flag's value"],
 )
 def test_model_with_impossible_metadata_is_refused(level, tmp_path, change):
     tensors, meta = load_model(level / "model.safetensors")
@@ -462,3 +501,99 @@ def test_authors_file_with_impossible_values_is_refused(enter, tmp_path, change,
     torch.save(checkpoint(density=0.2) | change, tmp_path / "best.pth")
     done = enter(entrance, tmp_path / "best.pth")
     assert done.code == 1 and str(tmp_path / "best.pth") in done.error and "bug" not in done.error
+
+
+# Files planted in a run folder
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """The folder of a run that was killed after its search."""
+    save_dir = tmp_path_factory.mktemp("searched") / "run"
+    kill = (Level, "save_search", 1, send("SIGKILL"), True)
+    forked(save_dir, *QUICK, before=lambda: at_call(*kill))
+    return only_run(save_dir)
+
+
+def planted(folder, tmp_path, plant, *words):
+    """The same command again, after `plant` has changed a copy of the run folder."""
+    copy = shutil.copytree(folder.parents[2], tmp_path / "again") / folder.relative_to(
+        folder.parents[2]
+    )
+    plant(copy)
+    return run(tmp_path / "again", *QUICK, *words)
+
+
+DEEP = "[" * 200_000
+TEXTS = ["[1]", "3", '"x"', DEEP, '{"threads": "x", "seconds": "x", "state": [], "seed": [1]}']
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=["list", "number", "text", "deep", "kinds"])
+def test_json_of_another_kind_in_a_run_folder_stops_nothing(searched, tmp_path, text):
+    def plant(folder):
+        for name in ("run.json", "env.json", "config.json"):
+            (folder / name).write_text(text)
+        (folder / "metrics.jsonl").write_bytes(text.encode() + b'\nx}\n\xff}\n{"density": []}\n')
+
+    assert planted(searched, tmp_path, plant).code == 0
+    elsewhere = [*QUICK, "--epochs", 2]  # names the nearest run
+    assert run(tmp_path / "again", *elsewhere, "--dry_run").code == 0
+
+
+@pytest.mark.parametrize("name", ["env.json", "log.txt", "metrics.jsonl"])
+def test_pipe_in_a_run_folder_is_not_waited_for(searched, tmp_path, name):
+    folder = shutil.copytree(searched.parents[2], tmp_path / "again")
+    (path,) = folder.rglob(name)
+    path.unlink()
+    os.mkfifo(path)
+    done = forked(folder, *QUICK, before=lambda: signal.alarm(60))
+    assert done.code == 0 or (name == "log.txt" and done.error == f"{path} is a pipe: remove it")
+
+
+def rewritten(change, tensors_too=lambda tensors: tensors):
+    """A function that changes metadata and tensors of a model file, with a checksum that fits."""
+
+    def rewrite(path):
+        tensors, meta = load_model(path)
+        save_model(path, tensors_too(tensors), meta | change)
+
+    return rewrite
+
+
+def ones(tensors):
+    return {name: torch.ones_like(tensor) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        rewritten({"kept_zeros": None}), rewritten({"program": [1]}), rewritten({"label_map": [1]}),
+        rewritten({"label_map": [10**6] * 10}), rewritten({}, ones), rewritten({}, lambda _: {}),
+    ],
+    ids=["zeros", "prompt", "map", "map's range", "mask", "no tensors"],
+)  # fmt: skip
+def test_search_of_another_kind_is_refused_by_name(searched, tmp_path, rewrite):
+    path = "d0.2/search.safetensors"
+    done = planted(searched, tmp_path, lambda folder: rewrite(folder / path))
+    assert done.code == 1 and f"{path} does not hold what it should" in done.error
+
+
+@pytest.mark.parametrize("change", [{"accuracies": 3}, {"progress": {"rows": "x", "passes": 1}}])
+def test_search_without_its_numbers_is_made_again(searched, tmp_path, change):
+    path = "d0.2/search.safetensors"
+    done = planted(searched, tmp_path, lambda folder: rewritten(change)(folder / path))
+    assert done.code == 0 and f"{path} does not hold what it should" in done.out
+
+
+PARTS = [{"density": 0.3}, {"clean": "x"}]
+
+
+@pytest.mark.parametrize("result", [3, {}, *PARTS])
+def test_level_without_its_results_is_made_again(level, tmp_path, result):
+    def plant(folder):
+        path = folder / "d0.2" / "model.safetensors"
+        row = load_model(path)[1]["result"]
+        rewritten({"result": row | result if result in PARTS else result})(path)
+
+    done = planted(level.parent, tmp_path, plant, "--epochs", 0)
+    assert done.code == 0 and "this level is made again" in done.out

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import atomic_write, sha256
+from utils.files import atomic_write, parse_object, sha256
 from utils.tensors import read_tensors, understood
 
 META_KEY = "vpns"
@@ -47,7 +48,8 @@ class States:
     def numbers(self) -> list[int]:
         """Numbers of the states on disk, newest first."""
         names = [path.stem.removeprefix("state-") for path in self.folder.glob("state-*.pt")]
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        ours = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+        return sorted(ours, reverse=True)
 
     def path(self, number: int) -> Path:
         """The file of a state."""
@@ -137,9 +139,12 @@ def read_meta(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             header = file.read(min(size, path.stat().st_size))
-        return json.loads(json.loads(header)["__metadata__"][META_KEY])
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        meta = parse_object(parse_object(header)["__metadata__"][META_KEY])
+    except (OSError, KeyError, TypeError, struct.error) as error:
         raise VPNsError(f"{path} is not a model file of ours: it has no metadata") from error
+    if meta is None:
+        raise VPNsError(f"{path} is not a model file of ours: its metadata are no JSON object")
+    return meta
 
 
 def pack_tensor(tensor: Tensor) -> dict[str, Any]:

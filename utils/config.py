@@ -101,6 +101,24 @@ def replace_flags(config: T, values: dict[str, Any]) -> T:
     return dataclasses.replace(config, **changes)
 
 
+def check_flags(defaults: Any, values: Mapping[str, Any]) -> None:
+    """Raises ValueError when one of `values`, read from a file, could not have been typed."""
+    flags, own = flags_of(defaults), flatten(defaults)
+    wrong = [n for n, value in values.items() if not _typable(flags[n], own[n], value)]
+    if wrong:
+        raise ValueError(f"no such value of --{wrong[0]}: {values[wrong[0]]!r}")
+
+
+def _typable(about: Mapping[str, Any], default: Any, value: Any) -> bool:
+    if isinstance(default, bool) or value is None:
+        return isinstance(value, bool) or value is default
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    try:
+        return _parser_of(about, default)(text) == value
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, with hyphens for underscores and a nearest-name hint."""
 

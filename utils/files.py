@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from utils.errors import VPNsError
 
@@ -51,6 +53,28 @@ def write_problem(path: Path, error: OSError) -> str:
     if error.errno in NO_ROOM:
         return f"no room to write {path} ({error.strerror}): free some space and run again"
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} when the file is missing, damaged, or none, such as a pipe."""
+    try:
+        return path.is_file() and parse_object(path.read_bytes()) or {}
+    except OSError:
+        return {}
+
+
+def parse_object(text: str | bytes) -> dict[str, Any] | None:
+    """A text as a JSON object, or None when it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_amount(value: Any) -> bool:
+    """Whether something read from a file is a number that can be counted on: finite, from 0 on."""
+    return type(value) in (int, float) and 0 <= value < 2**53
 
 
 def leads_outside(name: str) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UsageError, VPNsError
-from utils.runlog import lock, read_json
+from utils.files import read_object
+from utils.runlog import lock
 
 # Flags that change no number of a run, and the seed and densities, which have their own names.
 NOT_IDENTITY = frozenset(
@@ -64,7 +65,7 @@ def nearest(folder: Path, flags: Mapping[str, Any], defaults: Mapping[str, Any])
     seed = folder.name.split("-")[0]
     found = []
     for path in folder.parent.glob(f"{seed}-*/config.json"):
-        before = {**defaults, **(read_json(path) or {})}
+        before = {**defaults, **read_object(path)}
         changed = _changed(before, flags)
         if path.parent != folder and changed:
             found.append((len(changed), difference(before, flags), path.parent.name))
@@ -82,8 +83,8 @@ def resumed_folder(path: str, flags: Mapping[str, Any], defaults: Mapping[str, A
     """
     start = Path(path)
     for folder in (start, *start.parents[:2]):
-        before = read_json(folder / "config.json")
-        if before is not None:
+        before = read_object(folder / "config.json")
+        if before:
             before = {**defaults, **before}
             seeds = f"seed {before.get('seed')} -> {flags['seed']}"
             other_seed = seeds if before.get("seed") != flags["seed"] else ""

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from utils.checkpoint import States, load_model, save_model
 from utils.errors import VPNsError
 from utils.pace import Pace
-from utils.runlog import Run
+from utils.runlog import Run, read_row
+from utils.tensors import require_amounts, understood
 
 AFTER_SEARCH = ("finetune", "post_prompt")
-# What a state has whatever its stage is, and of which kind.
-PROGRESS = {"stage": str, "epoch": int, "step": int, "rows": int, "passes": int | float}
+PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, whatever its stage
 
 
 def level_name(density: float) -> str:
@@ -25,9 +25,11 @@ def level_name(density: float) -> str:
 
 def require_progress(state: dict[str, Any]) -> None:
     """Raises ValueError when a dict is no training state."""
-    wrong = [name for name, kind in PROGRESS.items() if not isinstance(state.get(name), kind)]
-    if wrong:
-        raise ValueError(f"a training state has {', '.join(wrong)}")
+    require_amounts(state, *PROGRESS)
+    counts = {name: state[name] for name in PROGRESS[:3]}
+    wrong = [name for name, value in counts.items() if not isinstance(value, int)]
+    if wrong or not isinstance(state["stage"], str):
+        raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
 
 
 class Level:
@@ -52,7 +54,10 @@ class Level:
         if not self.model_path.exists():
             return None
         try:
-            row = load_model(self.model_path)[1]["result"]
+            load_model(self.model_path)
+            row = read_row(self.model_path)
+            if row["density"] != self.density:
+                raise VPNsError(f"{self.model_path} has density {row['density']}")
         except VPNsError as error:
             self.run.say(f"{error}; this level is made again")
             self.model_path.replace(self.model_path.with_suffix(".damaged"))
@@ -66,7 +71,11 @@ class Level:
         if not self.search_path.exists():
             return None
         try:
-            return load_model(self.search_path)
+            tensors, meta = load_model(self.search_path)
+            with understood(self.search_path):
+                require_amounts(meta["progress"], "rows", "passes")
+                require_amounts(meta["accuracies"], "before", "after_search")
+            return tensors, meta
         except VPNsError as error:
             self.run.say(f"{error}; the search is made again")
             return None

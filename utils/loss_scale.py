@@ -64,7 +64,9 @@ class LossScale:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         if state:
-            self._scaler.load_state_dict(state)
+            scale, steps = float(state["scale"]), int(state["_growth_tracker"])
+            own = self._scaler.state_dict()
+            self._scaler.load_state_dict(own | {"scale": scale, "_growth_tracker": steps})
             self._in_a_row = torch.full_like(self._in_a_row, state["in_a_row"])
 
 

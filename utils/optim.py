@@ -1,13 +1,15 @@
 """Optimizers and learning-rate schedules by name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
 from utils.config import flag, number
+from utils.tensors import require_like
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("cosine", "multistep", "constant")
@@ -73,3 +75,21 @@ class Optim:
         shares = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
         milestones = [int(share * epochs) for share in shares]
         return lr_scheduler.MultiStepLR(optimizer, [m for m in milestones if m >= 1], gamma=0.1)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take moments and learning rates from a state dict; all other settings stay as they are.
+
+    Raises ValueError, TypeError or LookupError when they are of other parameters; for within
+    `understood`.
+    """
+    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    own = [group | {"lr": float(kept["lr"])} for group, kept in groups]
+    optimizer.load_state_dict({"state": dict(saved["state"]), "param_groups": own})
+    optimizer._opt_called = True  # before the stop; else torch warns at an epoch's end
+    for param, moments in optimizer.state.items():
+        given = {name: param for name, value in moments.items() if value is not None}
+        if isinstance(optimizer, torch.optim.Adam):
+            given |= dict.fromkeys(("exp_avg", "exp_avg_sq"), param)
+            given["step"] = torch.zeros((), device=moments["step"].device)
+        require_like(given, moments)

@@ -1,12 +1,12 @@
 """Reading finished runs back: their results.csv, and the dense run that belongs to them."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from utils.errors import VPNsError
+from utils.files import parse_object, read_object
 
 Row = dict[str, Any]
 DENSE = ("dense",)  # methods that keep every weight: their one level is the dense line
@@ -24,18 +24,20 @@ def read_results(run: Path) -> list[Row]:
     Raises VPNsError when the file is missing or is not a table of numbers.
     """
     try:
+        if not (run / "results.csv").is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         with open(run / "results.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [_numbers(row) for row in rows]
     except OSError as error:
         raise VPNsError(f"{run} has no readable results.csv: name a finished run") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise VPNsError(f"{run / 'results.csv'} is damaged: run the same command again") from error
 
 
 def _numbers(texts: dict[str, str]) -> Row:
     """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
-    row = {name: _number(text) for name, text in texts.items()}
+    row = dict.fromkeys(("real_density", "prompted")) | {n: _number(t) for n, t in texts.items()}
     if any(row.get(name) is None for name in ("density", "clean")) or not 0 < row["density"] <= 1:
         raise ValueError("no density or accuracy")
     return row
@@ -73,14 +75,6 @@ def find_dense(run: Path) -> Row | None:
     return rows[0] if rows else None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} if the file is missing or damaged."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def find_runs(path: Path) -> list[Path]:
     """The runs that `path` means: a run folder, all below a folder, a results.csv, or a log.
 
@@ -108,6 +102,6 @@ def run_folder(path: Path) -> Path:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         result = [line for line in lines if line.startswith("RESULT ")][-1]
-        return Path(json.loads(result.removeprefix("RESULT "))["run"])
+        return Path(parse_object(result.removeprefix("RESULT "))["run"])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise VPNsError(f"{path} is neither a run folder nor the log of a finished run") from error

@@ -15,13 +15,15 @@ import torch
 
 from utils.checkpoint import read_meta
 from utils.errors import DataError, Interrupted, VPNsError
-from utils.files import atomic_write, write_problem
+from utils.files import atomic_write, is_amount, parse_object, read_object, write_problem
 from utils.signals import Stop
+from utils.tensors import require_amounts, understood
 
 COLUMNS = (
     "density", "real_density", "kept", "prunable", "before", "after_search", "clean", "prompted",
     "passes",
 )  # fmt: skip
+MOST_THREADS = 1024  # what no env.json of a real run exceeds
 IDENTICAL = ("python", "torch", "torchvision", "system", "accelerator")
 
 
@@ -32,15 +34,16 @@ def open_run(folder: Path, flags: Mapping[str, Any], stop: Stop) -> "Run":
     VPNsError when the folder cannot be written or another process works in it.
     """
     run = Run(folder, flags, stop)
-    earlier = read_json(folder / "env.json")
+    earlier = read_object(folder / "env.json")
     now = environment()
-    if earlier is None:
+    if not earlier:
         run.write_json("config.json", flags)
         run.write_json("env.json", now)
         return run
-    if earlier.get("threads", now["threads"]) != now["threads"]:
-        torch.set_num_threads(earlier["threads"])
-        run.say(f"note: {earlier['threads']} threads as before instead of {now['threads']}")
+    threads = earlier.get("threads")
+    if threads != now["threads"] and threads in range(1, MOST_THREADS + 1):
+        torch.set_num_threads(int(threads))
+        run.say(f"note: {threads} threads as before instead of {now['threads']}")
     changed = [f"{k} {earlier.get(k)} -> {now[k]}" for k in IDENTICAL if earlier.get(k) != now[k]]
     if changed:
         run.say(f"note: results are no longer bit-identical, changed: {', '.join(changed)}")
@@ -60,14 +63,14 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
-            self._log = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
+            self._log = open_log(folder / "log.txt", "a")
         except OSError as error:
             raise VPNsError(write_problem(folder, error)) from error
         for stray in folder.rglob(".*.tmp"):
             stray.unlink(missing_ok=True)
-        earlier = read_json(folder / "run.json") or {}
+        earlier = read_object(folder / "run.json")
         self.was_done = earlier.get("state") == "done"
-        self._seconds = earlier.get("seconds", 0.0)
+        self._seconds = earlier["seconds"] if is_amount(earlier.get("seconds")) else 0.0
 
     def __enter__(self) -> "Run":
         self.stop.then = "the same command continues from here"
@@ -107,7 +110,7 @@ class Run:
 
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
-        known = read_json(self.folder / "env.json") or {}
+        known = read_object(self.folder / "env.json")
         if known.setdefault("data", fingerprint) == fingerprint:
             self.write_json("env.json", known)
         else:
@@ -124,12 +127,12 @@ class Run:
         )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a line cut short by a crash is left out."""
+        """The rows of metrics.jsonl; a line that is none, or cut short by a crash, is left out."""
         path = self.folder / "metrics.jsonl"
-        if not path.exists():
+        if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        rows = [parse_object(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [row for row in rows if row and "density" in row]
 
     def keep_metrics(self, density: float, rows: int) -> None:
         """Cut the rows of one level back to the first `rows`; other levels stay."""
@@ -181,7 +184,7 @@ class Run:
     def write_results(self) -> None:
         """Write results.csv: a row a finished level, densest first, the same bytes each time."""
         models = self.folder.glob("d*/model.safetensors")
-        ordered = sorted((read_meta(m)["result"] for m in models), key=lambda r: -r["density"])
+        ordered = sorted(map(read_row, models), key=lambda row: -row["density"])
         lines = [",".join(COLUMNS)]
         lines += [",".join(_cell(row[column]) for column in COLUMNS) for row in ordered]
         atomic_write(self.folder / "results.csv", "\n".join(lines) + "\n")
@@ -193,12 +196,30 @@ class Run:
         self._lock.close()
 
 
+def read_row(path: Path) -> dict[str, Any]:
+    """The results row in a model file. Raises VPNsError when it has none."""
+    row = read_meta(path).get("result")
+    with understood(path):
+        missing = ("before", "after_search", "prompted")
+        require_amounts(row, *(n for n in COLUMNS if n not in missing or row[n] is not None))
+        if not 0 < row["density"] <= 1:
+            raise ValueError(f"density {row['density']}")
+    return row
+
+
+def open_log(path: Path, mode: str) -> IO[str]:
+    """A text file to append to. Raises VPNsError for a pipe, which would wait for a reader."""
+    if path.is_fifo():
+        raise VPNsError(f"{path} is a pipe: remove it")
+    return open(path, mode, encoding="utf-8", errors="replace")
+
+
 def lock(path: Path) -> IO[str]:
     """Hold `path` for this process; the lock goes with the process, however it ends.
 
     Raises VPNsError that names the holder.
     """
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    file = open_log(path, "a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -213,14 +234,6 @@ def lock(path: Path) -> IO[str]:
 
 def _cell(value: Any) -> str:
     return "" if value is None else repr(value)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file, or None when it is absent or unreadable."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
+from utils.tensors import require_amounts, require_like, understood
 
 Tensors = dict[str, Tensor]
 
@@ -40,16 +41,26 @@ class Shared:
         """
         self._folder, self._settings, self._log, self._own = folder, settings, log, own
 
-    def once(self, name: str, given: Mapping[str, Tensor], make: Callable[[], Tensors]) -> Tensors:
+    def once(
+        self,
+        name: str,
+        given: Mapping[str, Tensor],
+        make: Callable[[], Tensors],
+        like: Mapping[str, Tensor] | None = None,
+    ) -> Tensors:
         """The result of `make`, from its file if it was made before from the same tensors.
 
         `given` holds every tensor that the result depends on: masks, the model at the start, its
-        label mapping. A damaged file is made again.
+        label mapping; `like` has the names, shapes and types of the result. A file that is damaged
+        or holds something else is made again.
         """
         path = self._folder / f"{name}-{self._digest(name, given)}.safetensors"
         try:
             tensors, meta = load_model(path)
-        except VPNsError:  # missing or damaged
+            with understood(path):
+                require_like(like or {}, tensors)
+                require_amounts(meta, "passes")
+        except VPNsError:  # missing, damaged, or something else
             return self._make(path, make)
         self._log.add_passes(meta["passes"])
         return tensors

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.errors import Interrupted, VPNsError
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 def end_at_once() -> None:
@@ -30,9 +30,14 @@ def _end(number: int, frame: Any) -> None:
 
 
 def _handle(answer: Callable[[int, Any], None] | signal.Handlers) -> None:
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), answer)
+    for number in _answered():
+        signal.signal(number, answer)
+
+
+def _answered() -> list[int]:
+    """The numbers of SIGNALS; of a closed terminal only unless it is ignored, as under nohup."""
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
 
 @contextmanager
@@ -45,8 +50,7 @@ def signals_later() -> Iterator[None]:
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other runs handlers
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
+        before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in _answered()}
     try:
         yield
     finally:
@@ -66,7 +70,7 @@ class Stop:
         self._owner = os.getpid()
 
     def install(self) -> None:
-        """Answer SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 from now on (main thread only)."""
+        """Answer SIGNALS from now on (main thread only)."""
         _handle(self._answer)
 
     def ignore(self) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import leads_outside, sha256_file
+from utils.files import is_amount, leads_outside, sha256_file
 from utils.signals import signals_later
 from utils.torch_file import inspect, refusal
 
@@ -99,6 +99,27 @@ def understood(path: Path | str) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         reason = f"{type(e).__name__}: {first_line(e)[:200]}"
         raise VPNsError(f"{path} does not hold what it should ({reason})") from e
+
+
+def require_like(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises ValueError when `found` lacks one of these tensors, or its shape or type is another.
+
+    For within `understood`.
+    """
+    wrong = [n for n in own if n not in found or not _alike(own[n], found[n])]
+    if wrong:
+        raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
+
+
+def _alike(own: Tensor, found: Tensor) -> bool:
+    return found.shape == own.shape and found.dtype == own.dtype
+
+
+def require_amounts(found: Mapping[str, Any], *names: str) -> None:
+    """Raises ValueError when one of these values is no finite number from 0 on."""
+    wrong = [name for name in names if not is_amount(found[name])]
+    if wrong:
+        raise ValueError(f"no number under {', '.join(wrong)}")
 
 
 def check_side_car(path: Path) -> bool:

@@ -35,7 +35,8 @@ def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
 
 
 def _accuracies(row: Row) -> tuple[str, ...]:
-    shown = (sparsity(row["real_density"]), row["clean"], row["prompted"])
+    real = row["real_density"]
+    shown = (None if real is None else sparsity(real), row["clean"], row["prompted"])
     return tuple("-" if value is None else f"{value:.2f}" for value in shown)
 
 

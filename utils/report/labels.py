@@ -91,7 +91,7 @@ def _word(name: str, value: Any) -> str:
         # Each seed may have a file of its own, which makes no other method of it.
         "init_mask": "given mask",
         "init_from": "given weights",
-        "prune_mode": MODE_WORDS.get(value, value),
+        "prune_mode": MODE_WORDS.get(str(value), value),
         "prompt_method": "no prompt" if value == "none" else f"{value} prompt",
         "post_prompt": f"{value} prompt afterwards",
         "pad_size": f"pad {value}",

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import VPNsError
+from utils.files import is_amount, read_object
 from utils.report.labels import label
-from utils.results import DENSE, RUN_FILES, Row, find_runs, read_object, read_results, sparsity
+from utils.results import DENSE, RUN_FILES, Row, find_runs, read_results, sparsity
+
+NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,28 @@ def _read(folder: Path) -> Record:
     if not any((folder / name).exists() for name in RUN_FILES):
         read_results(folder)
     rows = read_results(folder) if (folder / "results.csv").exists() else []
+    config = _flags_in_names(folder) | read_object(folder / "config.json")
+    wrong = [name for name, value in config.items() if not _is_flag(name, value)]
+    if wrong:
+        raise VPNsError(f"{folder / 'config.json'} has no such value of {', '.join(wrong[:3])}")
+    run = read_object(folder / "run.json")
     return Record(
         folder,
-        _flags_in_names(folder) | read_object(folder / "config.json"),
-        read_object(folder / "run.json"),
+        config,
+        run | {"seconds": run["seconds"] if is_amount(run.get("seconds")) else None},
         read_object(folder / "env.json"),
         {sparsity(row["density"]): row for row in rows},
     )
+
+
+def _is_flag(name: str, value: Any) -> bool:
+    """Whether something read from a config.json can be the value of this flag."""
+    plain = str | int | float | None
+    if name in NAMES:
+        return isinstance(value, int if name == "seed" else str)
+    if name == "density_list":
+        return isinstance(value, list) and all(map(is_amount, value))
+    return all(isinstance(v, plain) for v in (value if isinstance(value, list) else [value]))
 
 
 def _flags_in_names(folder: Path) -> dict[str, Any]:
@@ -90,11 +108,11 @@ def _flags_in_names(folder: Path) -> dict[str, Any]:
     """
     found = re.fullmatch(r"([^-]+)-([^-]+)-([^-]+)/seed(\d+)(-.*)?", "/".join(folder.parts[-2:]))
     if found:
-        return dict(zip(("network", "dataset", "prune_method"), found.groups(), strict=False)) | {
+        return dict(zip(NAMES[:3], found.groups(), strict=False)) | {
             "seed": int(found[4])
         }
     known = read_object(folder / "config.json").keys()
-    if {"network", "dataset", "prune_method", "seed"} <= known:
+    if known >= set(NAMES):
         return {}
     raise VPNsError(f"{folder} has no config.json that says what ran: name a run folder")
 
