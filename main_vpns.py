@@ -81,7 +81,9 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
             for note in data.notes:
                 log.say(f"note: {note}")
             make_levels(config, levels, rows, data, device)
-        elif not log.was_done:
+        elif log.was_done:
+            print("note: this run is done; --resume none makes it anew")
+        else:
             record(log)
     return {
         "run": str(folder),

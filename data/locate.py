@@ -46,7 +46,8 @@ def locate(name: str, spec: Spec, data: str | None, download: bool) -> Path:
     if partly:
         raise DataError(f"{name} in {partly.absolute()} is incomplete: no {_shown(spec, partly)}; "
                         f"complete it or move it away; {_advice(spec)}")
-    wanted = f"{name} not found: expected {_shown(spec, target)} in {target.absolute()}"
+    absent = f" ({data} does not exist)" if data and not Path(data).exists() else ""
+    wanted = f"{name} not found{absent}: expected {_shown(spec, target)} in {target.absolute()}"
     if spec.fetch is None or not download:
         raise DataError(f"{wanted}; {_advice(spec)}")
     try:

@@ -84,6 +84,8 @@ def _local(source: str, scheme: str, sha256: str | None) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         near = difflib.get_close_matches(source, ZOO, n=1)
+        models = sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+        near = near or [str(model) for model in models if model.name == "model.safetensors"]
         hint = f"; did you mean {near[0]}?" if near else ""
         raise VPNsError(f"{path} is not a file{hint}")
     if sha256:

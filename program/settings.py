@@ -111,7 +111,7 @@ class PruneConfig:
     )
     density_list: tuple[float, ...] = flag(
         DENSITIES,
-        "densities, each an independent level; a leading 1 is skipped",
+        "densities (1 - sparsity), each a level; a leading 1 is skipped",
         parse=parse_densities,
         group="method",
     )

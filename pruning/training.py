@@ -130,7 +130,7 @@ class _Training:
         key = (*start, self.stage.name, epoch)
         batches = {view: self._batches(view, key) for view in dict.fromkeys(self.stage.views)}
         length = min(len(getattr(self.data, _SOURCES[view][0])) for view in batches)
-        title = f"{self.stage.name} {epoch + 1}/{self.stage.epochs}"
+        title = f"{self.stage.name} epoch {epoch + 1} of {self.stage.epochs}"
         for step in self.log.steps(range(self.first_step, length), title):
             self.position = (epoch, step)
             now = {view: next(stream) for view, stream in batches.items()}

@@ -286,6 +286,11 @@ def test_file_of_something_else_is_refused(tmp_path, name):
     assert done.code == 1 and str(tmp_path / name) in done.error
 
 
+def test_folder_of_a_run_gets_the_name_of_its_model(level):
+    run = level.parent
+    assert evaluate(run).error == f"{run} is not a file; did you mean {level}/model.safetensors?"
+
+
 def test_missing_file_is_named(tmp_path):
     done = evaluate(tmp_path / "none.safetensors")
     assert done.code == 1 and done.error == f"{tmp_path / 'none.safetensors'} is not a file"

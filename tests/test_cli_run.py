@@ -159,7 +159,9 @@ def test_finished_run_is_printed_and_not_repeated(whole):
     paths = sorted(p for p in whole.folder.rglob("*") if p.is_file() and p.name != "run.json")
     before = [(path, path.stat().st_mtime_ns) for path in paths if "run.lock" not in path.name]
     again = run(whole.folder.parents[2], "--density_list", "1,0.2,0.1", "--epochs", 2)
-    assert again.out.splitlines() == whole.out.splitlines()[-1:]
+    note, result = again.out.splitlines()
+    assert note == "note: this run is done; --resume none makes it anew"
+    assert result == whole.out.splitlines()[-1] and note not in whole.out
     assert before == [(path, path.stat().st_mtime_ns) for path, _ in before]
 
 

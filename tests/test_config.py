@@ -81,9 +81,13 @@ def test_flags_are_not_abbreviated() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "near"),
-    [("--weigth_lr", "--weight_lr"), ("--epoch", "--epochs"), ("--pad-sise=3", "--pad_size")],
-)
-def test_an_unknown_flag_gets_the_nearest_name(typed: str, near: str) -> None:
+    [
+        ("--weigth_lr", "--weight_lr"), ("--epoch", "--epochs"), ("--pad-sise=3", "--pad_size"),
+        ("--lr", "--weight_lr or --weight_vp_lr or --score_lr or --score_vp_lr"),
+        ("--sparsity", "--density_list"),
+    ],
+)  # fmt: skip
+def test_an_unknown_flag_gets_the_nearest_names(typed: str, near: str) -> None:
     assert refusal(typed).endswith(f"did you mean {near}?")
 
 

@@ -43,6 +43,13 @@ def test_a_missing_dataset_names_folder_source_and_size_in_one_line(tmp_path, na
     assert everything(tmp_path) == []
 
 
+def test_a_folder_that_is_not_there_is_told_apart_from_one_without_the_images(tmp_path):
+    for folder, told in ((tmp_path, False), (tmp_path / "absent", True)):
+        with pytest.raises(DataError, match="mnist not found") as raised:
+            load("mnist", folder, download=False)
+        assert (f"({folder} does not exist)" in str(raised.value)) == told
+
+
 def test_no_download_is_obeyed(tmp_path, fetched):
     fetched(lambda folder: write_idx(folder / "MNIST" / "raw", True))
     with pytest.raises(DataError, match="mnist not found"):

@@ -7,6 +7,7 @@ OptimConfig gives --weight_lr, --score_lr and so on.
 import argparse
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -213,6 +214,9 @@ def _underscored(argv: Sequence[str]) -> list[str]:
 
 
 def _unknown_flag(word: str, flags: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), flags, n=1)
-    hint = f"; did you mean --{near[0]}?" if near else " (--help lists the flags)"
+    typed = word.partition("=")[0].lstrip("-")
+    near = difflib.get_close_matches(typed, flags, n=1)
+    near = near or [name for name in flags if typed in name.split("_")]
+    near = near or [name for name in flags if typed in re.findall(r"\w+", flags[name]["help"])]
+    hint = f"; did you mean --{' or --'.join(near)}?" if near else " (--help lists the flags)"
     return f"unknown argument {word!r}{hint}"

@@ -47,6 +47,7 @@ class Level:
         self._states = States(self.folder)
         self._pace = Pace(run.flags["save_every"], run.flags["save_minutes"])
         self._rows = 0
+        self._title = ""
         self._started = time.monotonic()
 
     def result(self) -> dict[str, Any] | None:
@@ -127,16 +128,16 @@ class Level:
     def steps(self, steps: range, title: str) -> Iterator[int]:
         """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
         self._started = time.monotonic()
-        title = f"density {self.density:g} {title}"
+        self._title = f"density {self.density:g} {title}"
         bar = tqdm(
-            steps, title, steps.stop, initial=steps.start, disable=None, leave=False,
+            steps, self._title, steps.stop, initial=steps.start, disable=None, leave=False,
             dynamic_ncols=True,
         )  # fmt: skip
         with self.hold(), bar:
             for step in bar:
                 yield step
                 if bar.disable and (step + 1) % self.run.print_freq == 0:
-                    self.run.say(f"{title}: step {step + 1} of {steps.stop}")
+                    self.run.say(f"{self._title}: step {step + 1} of {steps.stop}")
 
     def hold(self) -> AbstractContextManager[None]:
         """Put a stop off to the end of the block."""
@@ -178,7 +179,7 @@ class Level:
         prompt = getattr(model, "prompt", None)
         if prompt is not None:
             self.run.picture(f"{level_name(self.density)}/prompt", prompt.picture())
-        self.run.say(epoch_line(row))
+        self.run.say(epoch_line(self._title, row))
 
     def add_passes(self, passes: float) -> None:
         """Count forward and backward passes over the training set."""
@@ -210,14 +211,11 @@ class Level:
                 self._states.remove_all()
 
 
-def epoch_line(row: dict[str, Any]) -> str:
+def epoch_line(title: str, row: dict[str, Any]) -> str:
     """One finished epoch in one line."""
     shown = [f"{name.replace('_', ' ')} {row[name]:.2f}" for name in row if _is_measure(name)]
     rate = "/".join(f"{value:.2g}" for value in row["lr"])
-    return (
-        f"density {row['density']:g} {row['stage']} epoch {row['epoch'] + 1}: "
-        f"{', '.join(shown)}, lr {rate}, {row['seconds']:.1f} s"
-    )
+    return f"{title}: {', '.join(shown)}, lr {rate}, {row['seconds']:.1f} s"
 
 
 def _is_measure(name: str) -> bool:
