@@ -13,9 +13,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import main_vpns
 from utils.signals import SIGNALS
@@ -109,6 +111,7 @@ def begin(save_dir: Path, *words: object, before: Callable[[], None]) -> int:
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             torch.set_num_threads(1)
+            tqdm.set_lock(RLock())  # its own is shared by all forks: one killed with it stops all
             before()
             code = _main((*SMALL, "--save_dir", save_dir, *words))
             sys.stdout.flush()

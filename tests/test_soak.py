@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import forked
 from soak import Row, wrong_with
 from soak_judge import by_resumes, differences, growth, left_in, leftovers
 from soak_run import Attempt
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from utils.runlog import lock
 
@@ -113,6 +116,18 @@ def test_a_lock_that_is_still_held_is_a_leftover(undisturbed: Any, tmp_path: Pat
         os.waitpid(holder, 0)
         for end in (*ready, *done):
             os.close(end)
+
+
+def test_a_run_killed_while_it_draws_its_bar_does_not_stop_the_next(tmp_path: Path) -> None:
+    def die_with_the_lock() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm.get_lock()  # made here, as by a bar of this process: forks would share it
+    assert forked(tmp_path / "run", before=die_with_the_lock).code == -signal.SIGKILL
+    shared = TqdmDefaultWriteLock.mp_lock
+    assert shared.acquire(block=False)
+    shared.release()
 
 
 @pytest.mark.parametrize(
