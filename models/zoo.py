@@ -1,5 +1,6 @@
 """The authors' nine published checkpoints, and files from paths, URLs and Google Drive."""
 
+import codecs
 import difflib
 import hashlib
 import os
@@ -7,6 +8,7 @@ import re
 import sys
 import tempfile
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from urllib.parse import parse_qs, urlparse
 
 from utils.errors import VPNsError
 from utils.files import atomic_write, sha256_file
-from utils.tensors import first_line
+from utils.tensors import SUFFIXES, first_line, read_tensors
+from utils.torch_file import ZIP_START
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 1 << 20  # bytes
+AGAIN = ": get it again"  # how the reader ends what it says of a damaged file
+CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f]")  # no text has them
 DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 
 
@@ -52,6 +57,10 @@ ZOO: dict[str, Published] = {
 }
 
 
+class _Refused(VPNsError):
+    """A download that came whole and is not read by the program: another try is of no use."""
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: `$VPNS_CACHE`, or `~/.cache/vpns`."""
     return Path(os.environ.get("VPNS_CACHE") or "~/.cache/vpns").expanduser()
@@ -62,8 +71,8 @@ def fetch(source: str, sha256: str | None = None) -> Path:
 
     `source` is a path, a file://, http:// or https:// URL, a Google Drive link or a name in ZOO.
     A file in the cache is used again. A download appears under its name only when it is whole:
-    of the announced length, not an HTML page, and of the SHA-256 given. Raises VPNsError when
-    the file cannot be had, with what to do by hand.
+    of the announced length, read through by `read_tensors` without a fault, and of the SHA-256
+    given. Raises VPNsError when the file cannot be had, with what to do by hand, or is refused.
     """
     drive = ZOO[source].drive if source in ZOO else _drive_id(source)
     if drive:
@@ -72,6 +81,9 @@ def fetch(source: str, sha256: str | None = None) -> Path:
         return _cached(f"{name}.pth", link, lambda aside: _from_drive(drive, aside), sha256)
     scheme = urlparse(source).scheme if "://" in source else ""
     if scheme in ("http", "https"):
+        if Path(urlparse(source).path).suffix not in SUFFIXES:
+            ends = f"no address of weights, which would end in {', '.join(SUFFIXES)}"
+            raise VPNsError(f"{source} is {ends}: download it yourself and give its path")
         return _cached(_cache_name(source), source, lambda aside: _from_web(source, aside), sha256)
     if scheme not in ("", "file"):
         raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
@@ -103,6 +115,7 @@ def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str 
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
     path = cache_folder() / name
     if path.is_file() and (sha256 is None or sha256_file(path) == sha256.lower()):
+        _check_cached(path, link)
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,13 +123,16 @@ def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str 
             aside = Path(folder) / name
             print(f"downloading {link} to {path}", file=sys.stderr)
             download(aside)
-            _check_whole(aside)
+            _check_download(aside, path, link)
             if sha256:
                 _check_digest(aside, sha256)
             _publish(aside, path)
+    except _Refused:
+        raise
     except (VPNsError, OSError, HTTPException, ValueError) as error:
+        reason = error if isinstance(error, VPNsError) else first_line(error)
         by_hand = f"download it yourself, save it as {path} and run again"
-        raise VPNsError(f"cannot fetch {link} ({first_line(error)}): {by_hand}") from error
+        raise VPNsError(f"cannot fetch {link} ({reason}): {by_hand}") from error
     return path
 
 
@@ -126,14 +142,45 @@ def _publish(aside: Path, path: Path) -> None:
     os.replace(aside, path)
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse what servers send in place of a file."""
+def _check_cached(path: Path, link: str) -> None:
+    """Say of a file in the cache that does not read how to be rid of it."""
+    try:
+        read_tensors(path, known=True)
+    except VPNsError as error:
+        problem, way = str(error).removesuffix(AGAIN), "delete it (and its .sha256, if any)"
+        raise VPNsError(f"{problem}: {way}, and it is fetched again from {link}") from error
+
+
+def _check_download(aside: Path, path: Path, link: str) -> None:
+    """Refuse what the program would not read from `path` later; nothing in it is run.
+
+    Reading is the only test that notices a part of any format. It costs a fraction of a second
+    and the memory that the file will need anyway.
+    """
+    try:
+        read_tensors(aside, known=True)
+    except VPNsError as error:
+        text = str(error)
+        if text.endswith(AGAIN):
+            text = text.removesuffix(AGAIN).replace(str(aside), "what came")
+            raise VPNsError(_known_fault(aside) or text) from error
+        problem = text.replace(str(aside), str(path))
+        raise _Refused(f"{problem}; nothing is kept of {link}") from error
+
+
+def _known_fault(path: Path) -> str | None:
+    """What servers send in place of a file, told by its first bytes, or a part of a zip file."""
     with open(path, "rb") as file:
-        start = file.read(512).lstrip().lower()
+        start = file.read(512).removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
-        raise VPNsError("it came empty")
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise VPNsError("a web page came in its place: a sign-in, a quota or a wrong link")
+        return "it came empty"
+    if start.startswith(ZIP_START):
+        return None if zipfile.is_zipfile(path) else "cut off: a zip file without its end came"
+    if CONTROLS.search(start):
+        return None
+    if start.startswith(b"<"):
+        return "a web page came in its place: a sign-in, a quota or a wrong link"
+    return f"a text came in its place: {start[:80].decode(errors='replace')!r}"
 
 
 def _check_digest(path: Path, sha256: str) -> None:

@@ -5,31 +5,37 @@ import pickle
 import sys
 import threading
 import types
+import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from cli import call
-from test_strangers import Trap
+from safetensors.torch import save as safetensors
+from test_strangers import Trap, rezipped, saved
 
 from models.zoo import ZOO, fetch
 from utils.errors import VPNsError
 
-DATA = bytes(range(256)) * 40
+TENSORS = {"a": torch.arange(3000.0)}
+DATA, OTHER = saved(TENSORS), saved({"b": torch.ones(3)})
+LEGACY = saved(TENSORS, _use_new_zipfile_serialization=False)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 NAME = "resnet18_cifar100_s60"
 LINK = f"https://drive.google.com/file/d/{ZOO[NAME].drive}/view"
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers /any/name.pth; the first `cuts` replies stop at half."""
+    """Answers /any/name.pth; the first `cuts` replies stop at half. The length can be left out."""
 
-    body, cuts, hits = DATA, 0, 0
+    body, cuts, hits, says_length = DATA, 0, 0, True
 
     def do_GET(self):
         kind = type(self)
         kind.hits += 1
         self.send_response(404 if "absent" in self.path else 200)
-        self.send_header("Content-Length", str(len(kind.body)))
+        if kind.says_length:
+            self.send_header("Content-Length", str(len(kind.body)))
         self.end_headers()
         whole = kind.hits > kind.cuts
         self.wfile.write(kind.body if whole else kind.body[: len(kind.body) // 2])
@@ -134,11 +140,11 @@ def test_a_download_has_its_digest_beside_it(server):
 def test_urls_with_the_same_end_do_not_collide(server):
     handler, address = server
     first = fetch(f"{address}/one/a.pth")
-    handler.body = b"other"
+    handler.body = OTHER
     second = fetch(f"{address}/two/a.pth")
     third = fetch(f"{address}/one/a.pth?version=2")
     assert [first.read_bytes(), second.read_bytes(), third.read_bytes()] == [
-        DATA, b"other", b"other"
+        DATA, OTHER, OTHER
     ]
 
 
@@ -151,19 +157,61 @@ def test_a_cut_download_leaves_nothing_and_the_next_try_succeeds(server, cache):
     assert fetch(f"{address}/a.pth").read_bytes() == DATA
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"\n <!DOCTYPE html><title>Sign in</title>", "a web page came"),
-        (b"<HTML></HTML>", "a web page came"),
-        (b"", "it came empty"),
-    ],
-)
-def test_what_is_not_a_file_is_refused_and_leaves_nothing(server, cache, body, words):
+PAGE, CUT = "a web page came", "cut off: a zip file without its end came"
+INSTEAD = {
+    "page": (b"\n <!DOCTYPE html><title>Sign in</title>", PAGE),
+    "page in capitals": (b"<HTML></HTML>", PAGE),
+    "page of XML": (b'<?xml version="1.0"?><!DOCTYPE html><html></html>', PAGE),
+    "page under a comment": (b"<!-- c --><html>", PAGE),
+    "page after a byte order mark": (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", PAGE),
+    "part of a page": (b"<head><title>Quota</title>", PAGE),
+    "page in UTF-16": ("<!DOCTYPE html>".encode("utf-16"), "what came is damaged"),
+    "JSON": (b'{"error":"quota"}', "a text came in its place: '{\"error\":\"quota\"}'"),
+    "text": ("Zu viele. Später!\n".encode(), r"a text came in its place: 'Zu viele. Später!\\n'"),
+    "nothing": (b"", "it came empty"),
+    "half a zip": (DATA[: len(DATA) // 2], CUT),
+    "zip without its last byte": (DATA[:-1], CUT),
+    "zip with a wrong byte": (
+        DATA.replace(b"\0\0\x80?", b"\0\0\x81?"), "what came is damaged: checksum mismatch"
+    ),
+    "half a legacy file": (LEGACY[: len(LEGACY) // 2], "what came is damaged .unexpected EOF"),
+    "beginning of a legacy file": (LEGACY[:9], "what came is damaged"),
+    "noise": (bytes(range(1, 256)) * 40, "what came is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INSTEAD)
+def test_what_is_no_whole_file_leaves_nothing_and_the_next_try_succeeds(server, cache, case):
     handler, address = server
-    handler.body = body
-    refused(f"{address}/a.pth", words)
-    assert left_in(cache) == []
+    handler.body, words = INSTEAD[case]
+    handler.says_length = False
+    message = refused(f"{address}/a.pth", f"^cannot fetch {address}/a.pth \\({words}")
+    assert left_in(cache) == [] and ".fetch-" not in message and "download it yours" in message
+    handler.body = DATA
+    assert fetch(f"{address}/a.pth").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("share", [0, 1, 4, 7.999])
+def test_a_cut_download_of_safetensors_leaves_nothing(server, cache, share):
+    handler, address = server
+    handler.body, handler.says_length = safetensors(TENSORS), False
+    assert fetch(f"{address}/whole.safetensors").read_bytes() == handler.body
+    handler.body = handler.body[: int(share / 8 * len(handler.body))]
+    before = left_in(cache)
+    refused(f"{address}/a.safetensors", "what came is damaged|it came empty")
+    assert left_in(cache) == before
+
+
+def test_a_whole_legacy_file_without_a_length_is_taken(server):
+    handler, address = server
+    handler.body, handler.says_length = LEGACY, False
+    assert fetch(f"{address}/a.pth").read_bytes() == LEGACY
+
+
+def test_an_address_that_ends_in_no_name_of_weights_is_refused_unasked(server, cache):
+    handler, address = server
+    refused(f"{address}/download?file=a.pth", "download it yourself and give its path")
+    assert handler.hits == 0 and not cache.exists()
 
 
 def test_a_wrong_hash_is_refused_and_leaves_nothing(server, cache):
@@ -173,7 +221,7 @@ def test_a_wrong_hash_is_refused_and_leaves_nothing(server, cache):
 
 def test_a_cached_file_with_another_hash_is_fetched_again(server):
     handler, address = server
-    handler.body = b"old"
+    handler.body = OTHER
     path = fetch(f"{address}/a.pth")
     handler.body = DATA
     assert fetch(f"{address}/a.pth", sha256=DIGEST) == path and path.read_bytes() == DATA
@@ -186,6 +234,21 @@ def test_a_download_that_would_run_code_is_refused_and_runs_none(server, cache, 
     assert done.code == 1 and not (tmp_path / "marker").exists()
     last = done.err.splitlines()[-1]
     assert last.startswith(f"error: {cache}/") and "would call posix.system" in last
+    assert left_in(cache) == [] and ".fetch-" not in last and "download it yourself" not in last
+
+
+REFUSED = {
+    "packed": (rezipped(method=zipfile.ZIP_DEFLATED), "its records are packed"),
+    "list": (saved([1, 2]), "holds a list, not a dict of tensors"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_whole_file_that_is_not_read_is_refused_in_the_readers_words(server, cache, case):
+    handler, address = server
+    handler.body, words = REFUSED[case]
+    message = refused(f"{address}/a.pth", f"{words}.*; nothing is kept of {address}/a.pth$")
+    assert message.startswith(f"{cache}/") and left_in(cache) == []
 
 
 def test_a_server_error_says_how_to_do_it_by_hand(server, cache):
@@ -226,8 +289,23 @@ def test_a_published_file_comes_from_drive_by_name_or_link(gdown, cache, source)
 
 def test_a_file_put_into_the_cache_by_hand_is_used(gdown, cache):
     cache.mkdir()
-    (cache / f"{NAME}.pth").write_bytes(b"mine")
-    assert fetch(NAME).read_bytes() == b"mine" and gdown.asked == []
+    (cache / f"{NAME}.pth").write_bytes(OTHER)
+    assert fetch(NAME).read_bytes() == OTHER and gdown.asked == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b"b", b"c")])
+def test_a_file_damaged_in_the_cache_says_to_delete_it(server, damage):
+    path = fetch(f"{server[1]}/a.pth")
+    path.write_bytes(damage(path.read_bytes()))
+    message = refused(f"{server[1]}/a.pth", "delete it .*, and it is fetched again from http")
+    assert message.startswith(f"checksum mismatch: {path}") and "get it again" not in message
+
+
+def test_a_damaged_file_put_into_the_cache_by_hand_says_to_delete_it(gdown, cache):
+    cache.mkdir()
+    (cache / f"{NAME}.pth").write_bytes(OTHER[:-9])
+    message = refused(NAME, "delete it .*, and it is fetched again from https")
+    assert message.startswith(f"{cache}/{NAME}.pth is damaged")
 
 
 def test_another_drive_file_is_kept_under_its_id(gdown, cache):
