@@ -20,8 +20,9 @@
 # last, so they win.
 #
 # Repeating a command continues what was stopped and skips what is done. A cell that fails does not
-# stop the others. The report in SAVE_DIR/EXPERIMENT/report is on all runs of the experiment, those
-# of earlier commands too. Exit code: 0, that of the first cell that failed, or 75 if a signal stopped it.
+# stop the others. In SAVE_DIR/EXPERIMENT, each try of a cell has a log of its own (logs/CELL.log,
+# then CELL.2.log ...), and report is on all runs of the experiment, those of earlier commands too.
+# Exit code: 0, that of the first cell that failed, or 75 if a signal stopped it.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 extra=("$@")
@@ -99,7 +100,8 @@ if [ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ]; then
     exit 0
 fi
 
-pids=() names=() done_logs=() failures=()  # pids and names by slot; an empty pid is a free slot
+pids=() names=() tries=()  # by slot: process (empty: the slot is free), cell, log of this try
+done_logs=() failures=()
 stop="" exit_code=0
 
 ask_to_stop() {  # SIGNAL
@@ -118,12 +120,23 @@ find_python requirements.txt || [ -n "$stop" ] || fail "no Python with the packa
 mkdir -p -- "$logs" || fail "cannot make $logs: choose another folder with SAVE_DIR"
 set_threads ${#slots[@]}
 
+new_log() {  # NAME: a log that no other try writes to, into `log`
+    local number=1
+    log=$logs/$1.log
+    # A try whose launcher was killed may still be running. With `set -C`, > takes new files only.
+    until (set -C; : >"$log") 2>/dev/null || [ ! -e "$log" ]; do
+        number=$((number + 1))
+        log=$logs/$1.$number.log
+    done
+}
+
 start() {  # METHOD SEED SLOT_INDEX
-    local name=$network-$dataset-$1-seed$2
+    local name=$network-$dataset-$1-seed$2 log
+    new_log "$name"
     build "$1" "$2" "${slots[$3]}"
-    echo "started  $name on ${slots[$3]}: $logs/$name.log"
-    "${cell[@]}" >"$logs/$name.log" 2>&1 </dev/null &
-    pids[$3]=$! names[$3]=$name
+    echo "started  $name on ${slots[$3]}: $log"
+    "${cell[@]}" >"$log" 2>&1 </dev/null &
+    pids[$3]=$! names[$3]=$name tries[$3]=$log
     # The signal may have come while the cell was being started.
     if [ -n "$stop" ]; then ask_to_stop "$stop"; fi
 }
@@ -136,19 +149,20 @@ collect() {  # Frees the slots whose cell has ended. Never blocks, so a signal c
     done
 }
 
+reason() { grep -a '^error: ' "$1" | tail -n 1 || tail -n 1 "$1"; }  # LOG: why it failed
+
 finish() {  # SLOT_INDEX
-    local code=0 name=${names[$1]} log
-    log=$logs/$name.log
+    local code=0 name=${names[$1]} log=${tries[$1]}
     wait "${pids[$1]}" || code=$?
     pids[$1]=""
     if [ "$code" = 0 ]; then
         echo "finished $name"
-        if grep -q '^RESULT ' "$log"; then done_logs+=("$log"); fi
+        if grep -aq '^RESULT ' "$log"; then done_logs+=("$log"); fi
     elif [ "$code" = 75 ] || { [ -n "$stop" ] && [ "$code" -gt 128 ]; }; then
         echo "stopped  $name: the same command continues it"
         exit_code=75
     else
-        echo "FAILED   $name, exit code $code: $(tail -n 1 "$log")" >&2
+        echo "FAILED   $name, exit code $code: $(reason "$log")" >&2
         failures+=("$name, exit code $code: $log")
         if [ "$exit_code" = 0 ]; then exit_code=$code; fi
     fi

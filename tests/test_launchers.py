@@ -44,6 +44,13 @@ class Project:
         (self.notes / name).write_text(f"#!/bin/sh\n{body}\n")
         (self.notes / name).chmod(0o755)
 
+    def stand_in(self, body: str) -> None:
+        """Let main_vpns.py be a shell script."""
+        text = self.python.read_text()
+        start = '[ "$1" = main_vpns.py ] || exec "$FAKE_REAL" "$@"\n'
+        assert text.count(start) == 1
+        self.python.write_text(text.replace(start, f"{start}{body}\nexit\n"))
+
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
         fake = {"FAKE": str(self.notes), "FAKE_REAL": sys.executable, "PYTHON": str(self.python)}
@@ -248,6 +255,59 @@ def test_failing_cell_gives_its_exit_code_reason_and_log(project):
     assert done.stderr.splitlines()[-1].endswith(f"exit code 4: {log}")
 
 
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ("error: in use by process 7\nUserWarning: leaked", "error: in use by process 7"),
+        ("error: the first\nerror: the last\n", "error: the last"),
+        ("step 1\nKilled", "Killed"),
+        ("", ""),
+    ],
+)
+def test_failed_line_shows_the_last_error_else_the_last_line(project, lines, shown):
+    project.stand_in(f"printf %s {shlex.quote(lines)}; exit 1")
+    done = project.run("bash", "vpns.sh", SEEDS="7")
+    name = "resnet18-cifar100-vpns-seed7"
+    assert done.stderr.splitlines()[0] == f"FAILED   {name}, exit code 1: {shown}"
+
+
+def test_log_of_a_run_that_outlived_its_launcher_is_left_to_it(project):
+    project.stand_in(
+        """[ -e "$FAKE/first" ] && echo "error: in use" && exit 1
+        touch "$FAKE/first"
+        echo "epoch 1"
+        for ((i = 0; i < 400; i++)); do [ -e "$FAKE/go" ] || sleep 0.05; done
+        echo 'RESULT {"run": "x"}'
+        touch "$FAKE/ended" """
+    )
+    launcher = project.start("bash", "vpns.sh", SEEDS="7")
+    project.wait_for("first")
+    launcher.kill()
+    done = project.run("bash", "vpns.sh", SEEDS="7")
+    (project.notes / "go").touch()
+    project.wait_for("ended")
+    launcher.communicate(timeout=20)
+    name = "resnet18-cifar100-vpns-seed7"
+    assert done.stderr.splitlines()[0] == f"FAILED   {name}, exit code 1: error: in use"
+    assert done.stderr.splitlines()[-1].endswith(f"logs/{name}.2.log")
+    logs = project.root / "result/vpns/logs"
+    assert (logs / f"{name}.log").read_text() == 'epoch 1\nRESULT {"run": "x"}\n'
+    assert (logs / f"{name}.2.log").read_text() == "error: in use\n"
+
+
+def test_result_of_an_earlier_try_does_not_count_for_a_later_one(project):
+    project.run("bash", "vpns.sh", SEEDS="7")
+    project.stand_in("exit 0")
+    done = project.run("bash", "vpns.sh", SEEDS="7", FAKE_REPORT="1")
+    assert (done.returncode, (project.root / "result/vpns/report").exists()) == (0, False)
+
+
+def test_log_that_cannot_be_made_fails_its_cell(project):
+    done = project.run("bash", "vpns.sh", SEEDS="7", DATASET="no/such/folder")
+    assert done.returncode == 1 and "No such file or directory\n" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: resnet18-no/such/folder-vpns-seed7")
+
+
 def test_interrupted_cell_makes_75_and_does_not_stop_the_others(project):
     done = project.run("bash", "vpns.sh", FAKE_FAILS="7", FAKE_CODE="75")
     assert (done.returncode, len(project.noted("slots"))) == (75, 3)
@@ -306,7 +366,8 @@ def test_grid_of_methods_and_seeds_ends_with_their_report(project):
 def test_repeated_grid_prints_and_writes_the_same(project):
     grid = {"METHODS": "vpns hydra", "SEEDS": "1", "FAKE_REPORT": "1"}
     first, text = project.run("bash", "vpns.sh", **grid), report(project)
-    assert project.run("bash", "vpns.sh", **grid).stdout == first.stdout
+    second = project.run("bash", "vpns.sh", **grid).stdout
+    assert second.replace(".2.log", ".log") == first.stdout
     assert report(project) == text
 
 
