@@ -8,6 +8,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from data.images import Part, Splits, file_part
 from utils.errors import DataError
 
+ANNOTATIONS = "val_annotations.txt"  # the labels of Tiny-ImageNet's flat val/images
+
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the class folders in `folder`, sorted. Raises DataError when there are none."""
@@ -38,7 +40,14 @@ def scan(folder: Path, classes: list[str], ignore: tuple[str, ...] = ()) -> Part
 
 
 def open_folders(root: Path, test: tuple[str, ...] = ("test", "val")) -> Splits:
-    """The splits in `root`/train and in the first of `root`/`test` that exists."""
+    """The splits in `root`/train and in the first of `root`/`test` that exists.
+
+    Raises DataError when the folders do not agree, as in Tiny-ImageNet, which it recognises.
+    """
     classes = class_folders(root / "train")
     other = next((name for name in test if (root / name).is_dir()), test[0])
+    flat = (root / other / "images").is_dir() and "images" not in classes
+    if flat and (root / "val" / ANNOTATIONS).is_file():
+        raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
+                        "--dataset tiny_imagenet")
     return Splits(scan(root / "train", classes), scan(root / other, classes))

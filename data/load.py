@@ -9,8 +9,8 @@ import torch
 
 from data.cache import resized, room
 from data.faults import readable
-from data.images import Part, Splits
-from data.opening import open_splits, require_images
+from data.images import Part, Splits, printable
+from data.opening import PARTS, open_splits, require_images
 from data.specs import SPECS
 from data.splits import stratified
 from data.transforms import clean_size
@@ -19,7 +19,7 @@ from utils.config import flag, number
 from utils.errors import UsageError
 
 GROUP = "data"
-NAMED = 3  # images that a message names; the rest it counts
+NAMED = 3  # images or classes that a message names; the rest it counts
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Data:
     prompted    the same images, only resized
     test, val   only resized, in a fixed order; val is None unless a part is held out
     left_out    paths of images that cannot be read (--bad_images skip)
+    empty       classes without an image in the whole training part, and in the test part
     """
 
     clean: View
@@ -69,19 +70,32 @@ class Data:
     val: View | None
     classes: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    empty: tuple[tuple[str, ...], ...] = ((), ())
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the images: which were left out."""
-        if not self.left_out:
-            return []
-        return [f"images that cannot be read and are left out: {shortened(self.left_out)}"]
+        """What the user should know: images that were left out, classes that have none."""
+        notes, classes = [], len(self.classes)
+        for part, empty in zip(PARTS, self.empty, strict=True):
+            if empty:
+                share = f"{len(empty):,} of {classes:,}"
+                notes.append(f"classes without {part} images: {share} ({first_few(empty)})")
+        if self.left_out:
+            left_out = shortened(self.left_out)
+            notes.append(f"images that cannot be read and are left out: {left_out}")
+        return notes
+
+    def measured_in(self, size: int) -> "Data":
+        """The same views, those that are only measured in batches of `size` images."""
+        val = self.val and self.val.in_batches_of(size)
+        return replace(self, test=self.test.in_batches_of(size), val=val)
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with the images, labels, counts or classes.
 
-        Pixels in memory are read whole; of files, the names and some sizes.
+        Pixels in memory are read whole. Of files all names, up to 20,000 sizes and 256 contents
+        a part are looked at: what that does not notice, `FileImages.identity` says.
         """
         digest = hashlib.sha256(repr(self.classes).encode())
         for view in (self.clean, self.test, self.val):
@@ -102,7 +116,7 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
         splits, left_out = readable(splits, config.workers)
         require_images(splits, f"{config.dataset}, without what cannot be read,")
     views = make_views(splits, config, Look(input_size, input_size, batch_size, device))
-    return replace(views, left_out=left_out)
+    return replace(views, left_out=left_out, empty=tuple(map(without_images, splits)))
 
 
 def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
@@ -125,11 +139,23 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     )
 
 
+def without_images(part: Part) -> tuple[str, ...]:
+    """The names of the classes of which a part has no image, for a message."""
+    counts = part.labels.bincount(minlength=len(part.classes)).tolist()
+    named = zip(part.classes, counts, strict=True)
+    return tuple(printable(name) for name, count in named if not count)
+
+
 def shortened(paths: Sequence[str]) -> str:
     """The number of images and the first few of their paths."""
-    more = len(paths) - NAMED
+    return f"{len(paths):,} ({first_few(paths)})"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - NAMED
     rest = f" and {more:,} more" if more > 0 else ""
-    return f"{len(paths):,} ({', '.join(paths[:NAMED])}{rest})"
+    return f"{', '.join(names[:NAMED])}{rest}"
 
 
 def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:

@@ -8,6 +8,7 @@ from data.picture import UNREADABLE
 from data.specs import SPECS
 from utils.errors import DataError
 
+PARTS = ("training", "test")  # as messages call them
 DAMAGED = (*UNREADABLE, RuntimeError, UnpicklingError)
 
 
@@ -25,7 +26,7 @@ def open_splits(name: str, folder: str | None, download: bool) -> Splits:
         raise DataError(f"{name} in {root.absolute()} is damaged ({reason}): remove it there and "
                         f"get it again from {spec.source}") from error
     require_images(splits, f"{name} in {root.absolute()}")
-    for part, images in zip(("training", "test"), splits, strict=True):
+    for part, images in zip(PARTS, splits, strict=True):
         labels = images.labels
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(images.classes):
             raise DataError(f"{name} in {root.absolute()} has {part} labels outside its "
@@ -35,6 +36,6 @@ def open_splits(name: str, folder: str | None, download: bool) -> Splits:
 
 def require_images(splits: Splits, source: str) -> None:
     """Raises DataError when a part is empty."""
-    for part, images in zip(("training", "test"), splits, strict=True):
+    for part, images in zip(PARTS, splits, strict=True):
         if not len(images.labels):
             raise DataError(f"{source} has no {part} images")

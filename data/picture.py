@@ -1,5 +1,7 @@
 """One image file: decoded to RGB, or examined without keeping its pixels."""
 
+import errno
+import stat
 import struct
 import warnings
 import zlib
@@ -47,12 +49,25 @@ def decode(path: Path) -> Tensor:
     Raises DataError that names the file when it is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             pixels = rgb(image)
     except UNREADABLE as error:
-        why = reason(path, error)
-        raise DataError(f"cannot read the image {path} ({why}): {ADVICE}") from error
+        raise refusal(path, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a regular file, which is not opened. Raises OSError when it is missing or none."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return found.st_size
+
+
+def opened(path: Path) -> Image.Image:
+    """An image file whose pixels are not loaded yet. Raises one of UNREADABLE."""
+    size_of(path)  # opening a pipe would wait for somebody who writes into it
+    return Image.open(path)
 
 
 def rgb(image: Image.Image) -> np.ndarray:
@@ -68,6 +83,11 @@ def _upper_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError("more than 16 bits a pixel")
     return (pixels >> 8).astype(np.uint8)
+
+
+def refusal(path: Path, error: Exception) -> DataError:
+    """The error that an image file which cannot be read is to the user."""
+    return DataError(f"cannot read the image {path} ({reason(path, error)}): {ADVICE}")
 
 
 def reason(path: Path, error: Exception) -> str:
@@ -88,7 +108,7 @@ def examine(path: Path) -> tuple[str, tuple[str, ...]]:
     The whole file is read, but of a JPEG only an eighth of the rows and columns is computed.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             odd = oddities(image)
             image.draft(image.mode, (1, 1))
             rgb(image)

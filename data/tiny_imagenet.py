@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from data.folder import class_folders, scan
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from data.folder import ANNOTATIONS, class_folders, scan
 from data.images import Part, Splits, file_part
 from utils.errors import DataError
 
@@ -20,7 +22,7 @@ def open_tiny_imagenet(root: Path) -> Splits:
 
 def _val(folder: Path, classes: list[str]) -> Part:
     """val/images with val_annotations.txt, or folders by wnid in val or in val/images."""
-    annotations, images = folder / "val_annotations.txt", folder / "images"
+    annotations, images = folder / ANNOTATIONS, folder / "images"
     if _has_files(images):
         if annotations.is_file():
             return _annotated(images, annotations, classes)
@@ -41,9 +43,18 @@ def _annotated(images: Path, annotations: Path, classes: list[str]) -> Part:
     if wrong:
         raise DataError(f"{annotations} has a line of no known class ({' '.join(wrong)}): "
                         "extract the archive again")
-    absent = {row[0] for row in rows} - {entry.name for entry in images.iterdir()}
+    named, present = {row[0] for row in rows}, {entry.name for entry in images.iterdir()}
+    absent = named - present
     if absent:
         raise DataError(f"{images} lacks {len(absent)} images of {annotations} ({min(absent)}): "
                         "extract the archive again")
+    unnamed = {name for name in present - named if _is_image(name)}
+    if unnamed:
+        raise DataError(f"{annotations} does not name {len(unnamed)} images of {images} "
+                        f"({min(unnamed)}): extract the archive again")
     paths, labels = [images / row[0] for row in rows], [number[row[1]] for row in rows]
     return file_part(images, paths, labels, classes)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)

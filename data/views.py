@@ -1,7 +1,7 @@
 """A view: one way to see one part of the data, in batches that depend on a key alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class View:
     def __init__(self, name: str, pixels: Resized, labels: Tensor, look: Look) -> None:
         self.name, self.labels, self.images = name, labels, len(labels)
         self._pixels, self._look, self._buffers = pixels, look, Buffers()
+
+    def in_batches_of(self, size: int) -> "View":
+        """The same images, drawn in the same way, so many at a time."""
+        return View(self.name, self._pixels, self.labels, replace(self._look, batch_size=size))
 
     def identity(self) -> Iterator[bytes]:
         """Bytes that change with the labels or the images."""

@@ -1,7 +1,9 @@
 """Damaged and odd images on the command line: `--check_data`, `--bad_images`, changed data."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from test_data_specs import cifar, write_idx
 from torchvision import datasets
 
 from data import faults
+from data.picture import examine
 from models.classifier import PromptedClassifier
 from program import data_check, record
 
@@ -328,6 +331,69 @@ def test_leaving_images_out_makes_another_run(skipped, messy):
     assert f"{skipped.folder.name}, differs in: bad_images skip -> stop" in stopped.out
 
 
+# Files that are none: a pipe that nobody writes into, a link that leads nowhere
+
+
+SPECIAL = {
+    "no regular file": os.mkfifo,
+    "No such file or directory": lambda path: path.symlink_to("gone.png"),
+}
+
+
+@pytest.fixture(params=SPECIAL)
+def special(request, tmp_path):
+    """Images of which one is none, its path and why; a test that waits for it fails."""
+    def waited(*_):
+        pytest.fail("waited for the pipe")
+
+    root = photos(tmp_path / "photos")
+    path = root / "train" / "a" / "special.png"
+    SPECIAL[request.param](path)
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(60)
+    yield root, path, request.param
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_check_lists_what_is_no_file(special, workers):
+    root, path, why = special
+    done = check(root, "--workers", workers)
+    assert done.code == 4 and f"{path} ({why})" in done.error
+
+
+def test_training_stops_at_what_is_no_file_and_says_how_to_go_on(special, tmp_path):
+    root, path, why = special
+    done = train(tmp_path / "run", root)
+    assert done.code == 4 and done.error.startswith(f"cannot read the image {path} ({why}): ")
+    assert done.error.endswith("--bad_images skip (--check_data lists them)")
+
+
+def test_what_is_no_file_can_be_left_out(special, tmp_path):
+    root, path, _ = special
+    done = train(tmp_path / "run", root, "--bad_images", "skip")
+    assert f"note: images that cannot be read and are left out: 1 ({path})" in done.out
+    path.unlink()
+    clean = train(tmp_path / "clean", root, "--bad_images", "skip")
+    assert hashes(clean.folder) == hashes(done.folder)
+
+
+# Classes without an image
+
+
+def test_classes_without_test_images_are_noted_by_training_and_evaluation(tmp_path):
+    root = photos(tmp_path / "photos")
+    shutil.rmtree(root / "test" / "b")
+    done = train(tmp_path / "run", root)
+    line = "classes without test images: 1 of 2 (b)"
+    assert f"note: {line}" in done.out.splitlines()
+    assert line in (done.folder / "log.txt").read_text()
+    model = done.folder / "d0.1" / "model.safetensors"
+    again = call("--evaluate", model, "--dataset", "imagefolder", "--data", root)
+    assert again.result["notes"] == [line]
+
+
 def test_when_no_training_image_can_be_read_there_is_nothing_to_skip_to(tmp_path):
     root = photos(tmp_path / "photos")
     for path in (root / "train").rglob("*.jpg"):
@@ -354,7 +420,16 @@ def stopped_run(save_dir, root):
     return only_run(save_dir)
 
 
+def changed(path):
+    """A bit of the pixels of a JPEG becomes another; it can be read and is as large as before."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    assert examine(path)[0] == ""
+
+
 CHANGES = {
+    "another image of the same size": lambda a: changed(a / "m02.jpg"),
     "another image": lambda a: noise(a / "m00.jpg", 77),
     "one image more": lambda a: noise(a / "new.jpg", 77),
     "one image less": lambda a: (a / "m02.jpg").unlink(),
@@ -372,6 +447,14 @@ def test_stopped_run_does_not_go_on_with_changed_images(tmp_path, change):
     assert again.code == 4
     assert again.error.startswith(f"the images are not those that {folder} began with: put them")
     assert files(folder) == before
+
+
+def test_state_alone_tells_that_the_images_have_changed(tmp_path):
+    root = photos(tmp_path / "photos")
+    (stopped_run(tmp_path / "run", root) / "env.json").unlink()
+    (root / "train" / "a" / "m02.jpg").unlink()
+    again = train(tmp_path / "run", root)
+    assert again.code == 4 and "the images are not those" in again.error
 
 
 def test_stopped_run_goes_on_when_the_images_are_put_back(tmp_path):

@@ -1,6 +1,8 @@
-"""Which image files count as unreadable, which as odd, and what is left when some are left out."""
+"""Which image files count as unreadable, as odd or as changed, and what is left without some."""
 
 import io
+import os
+import signal
 import struct
 import zlib
 
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data import images as images_module
 from data.faults import find_faults, readable
-from data.images import Splits, array_part, file_part
+from data.images import READ_BYTES, Splits, array_part, file_part
 from data.picture import decode, examine
 from utils.errors import DataError
 
@@ -94,6 +97,32 @@ def test_a_missing_file_says_so(tmp_path):
 
 
 @pytest.fixture
+def pipe(tmp_path):
+    """A pipe that nobody writes into; a test that waits for it fails."""
+    def waited(*_):
+        pytest.fail("waited for the pipe")
+
+    os.mkfifo(tmp_path / "pipe.png")
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(20)
+    yield tmp_path / "pipe.png"
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_is_unreadable_and_is_not_waited_for(pipe):
+    assert examine(pipe) == ("no regular file", ())
+    with pytest.raises(DataError, match=r"pipe.png \(no regular file\): .*--bad_images skip"):
+        decode(pipe)
+
+
+def test_a_link_to_an_image_is_an_image(tmp_path):
+    (tmp_path / "whole.png").write_bytes(KINDS["png"])
+    (tmp_path / "link.png").symlink_to("whole.png")
+    assert examine(tmp_path / "link.png") == ("", ()) and decodes(tmp_path / "link.png")
+
+
+@pytest.fixture
 def part(tmp_path):
     """150 images of which the 3rd, the 64th and the last cannot be read."""
     paths = [tmp_path / f"{i:03}.png" for i in range(150)]
@@ -123,3 +152,92 @@ def test_arrays_have_no_faults():
     kept, left_out = readable(Splits(whole, whole), 2)
     assert kept.test is whole and left_out == ()
     assert torch.equal(kept.train.labels, whole.labels)
+
+
+# The bytes by which changed files are noticed
+
+
+def numbered(root, count, size=3):
+    """So many files of `size` bytes, and what their identity was."""
+    paths = [root / f"{i:05}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        path.write_bytes(i.to_bytes(size, "big"))
+    return paths, identity(root, paths)
+
+
+def identity(root, paths):
+    return b"".join(file_part(root, paths, [0] * len(paths), "a").images.identity())
+
+
+def grown(path):
+    path.write_bytes(path.read_bytes() + b"!")
+
+
+def flipped(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+
+
+@pytest.mark.parametrize("row", range(0, 90, 7))
+def test_other_content_of_the_same_size_is_noticed_in_any_of_90_files(tmp_path, row):
+    paths, before = numbered(tmp_path, 90)
+    flipped(paths[row])
+    assert identity(tmp_path, paths) != before
+
+
+@pytest.mark.parametrize("row", [1, 7, 777, 1499])
+def test_another_size_is_noticed_in_any_of_1500_files(tmp_path, row):
+    paths, before = numbered(tmp_path, 1500)
+    grown(paths[row])
+    assert identity(tmp_path, paths) != before
+
+
+@pytest.mark.parametrize("row", [0, 1, 7, 777, 1499])
+def test_another_name_is_noticed_in_any_of_1500_files(tmp_path, row):
+    paths, before = numbered(tmp_path, 1500)
+    paths[row] = paths[row].rename(paths[row].with_suffix(".jpg"))
+    assert identity(tmp_path, paths) != before
+
+
+@pytest.mark.parametrize(("limit", "change"), [("SIZED", grown), ("READ", flipped)])
+def test_where_there_are_more_files_those_looked_at_are_spread_evenly(
+    tmp_path, monkeypatch, limit, change
+):
+    monkeypatch.setattr(images_module, limit, 10)
+    paths, before = numbered(tmp_path, 40)
+    noticed = []
+    for row, path in enumerate(paths):
+        change(path)
+        noticed += [row] if identity(tmp_path, paths) != before else []
+        path.write_bytes(row.to_bytes(3, "big"))
+    assert noticed == list(range(0, 40, 4))
+
+
+@pytest.mark.parametrize(("size", "noticed"), [(READ_BYTES, True), (READ_BYTES + 1, False)])
+def test_content_is_looked_at_up_to_a_mebibyte_a_file(tmp_path, size, noticed):
+    paths, before = numbered(tmp_path, 1, size)
+    flipped(paths[0])
+    assert (identity(tmp_path, paths) != before) == noticed
+
+
+def test_sizes_are_told_apart_from_one_another(tmp_path):
+    """1 and 11 bytes are not 11 and 1."""
+    paths, found = [tmp_path / "0.png", tmp_path / "1.png"], set()
+    for sizes in ((1, 11), (11, 1)):
+        for path, size in zip(paths, sizes, strict=True):
+            path.write_bytes(b"x" * size)
+        found.add(identity(tmp_path, paths))
+    assert len(found) == 2
+
+
+def test_the_identity_does_not_wait_for_a_pipe(pipe):
+    with pytest.raises(DataError, match=r"pipe.png \(no regular file\): .*--bad_images skip"):
+        identity(pipe.parent, [pipe])
+
+
+def test_the_identity_names_a_missing_file_and_how_to_go_on_without(tmp_path):
+    paths, _ = numbered(tmp_path, 3)
+    paths[1].unlink()
+    with pytest.raises(DataError, match=r"00001.png \(No such file or directory\): get it again, "
+                       "or leave such images out with --bad_images skip"):
+        identity(tmp_path, paths)

@@ -1,5 +1,7 @@
 """Class folders: imagefolder and Tiny-ImageNet, right and wrong."""
 
+import re
+
 import pytest
 from test_data_specs import load, picture, seen, text
 
@@ -66,6 +68,39 @@ def test_an_empty_training_part_is_refused(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     with pytest.raises(DataError, match="no training images"):
         load("imagefolder", tmp_path)
+
+
+def test_classes_without_test_images_are_noted(tmp_path):
+    tree(tmp_path, *(f"train/{name}/0" for name in "abcdef"), "test/b/1")
+    (tmp_path / "test" / "a").mkdir()
+    notes = load("imagefolder", tmp_path).notes
+    assert notes == ["classes without test images: 5 of 6 (a, c, d and 2 more)"]
+
+
+def test_classes_without_training_images_are_noted(tmp_path):
+    tree(tmp_path, "train/a/0", "test/a/1", "test/b/2")
+    (tmp_path / "train" / "b").mkdir()
+    assert load("imagefolder", tmp_path).notes == ["classes without training images: 1 of 2 (b)"]
+
+
+def test_classes_are_noted_that_are_without_images_once_unreadable_ones_are_left_out(tmp_path):
+    tree(tmp_path, "train/a/0", "train/b/1", "test/a/2")
+    text(tmp_path / "test" / "b" / "3.png", "no image")
+    notes = load("imagefolder", tmp_path, bad_images="skip").notes
+    assert notes[0] == "classes without test images: 1 of 2 (b)" and "left out" in notes[1]
+
+
+@pytest.mark.parametrize("flags", [{"train_images": 1}, {"val_fraction": 0.5}])
+def test_classes_that_were_not_drawn_are_not_noted(tmp_path, flags):
+    tree(tmp_path, "train/a/0", "train/b/1", "test/a/2", "test/b/3")
+    data = load("imagefolder", tmp_path, **flags)
+    assert len(data.clean.labels.unique()) == 1 and data.notes == []
+
+
+def test_a_class_whose_name_is_no_utf_8_can_be_noted(tmp_path):
+    tree(tmp_path, "train/a/0", "train/\udcff/1", "test/a/2")
+    (note,) = load("imagefolder", tmp_path).notes
+    assert note.endswith(r"1 of 2 (\udcff)") and note.encode()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -166,6 +201,38 @@ def test_tiny_imagenet_taken_for_an_imagefolder_is_refused(tmp_path):
     base = tiny(tmp_path)
     with pytest.raises(DataError, match=r"has class folders .*\(images\)"):
         load("imagefolder", base)
+
+
+@pytest.mark.parametrize("test", [(), ("test/images/test_0",)])
+def test_tiny_imagenet_as_it_is_distributed_is_sent_to_its_own_name(tmp_path, test):
+    base = tree(tiny(tmp_path), *test)
+    text(base / "val" / "val_annotations.txt", "v0.png\tn02", "v1.png\tn01")
+    fix = f"{base} is Tiny-ImageNet as it is distributed: use --dataset tiny_imagenet"
+    with pytest.raises(DataError, match=f"^{re.escape(fix)}$"):
+        load("imagefolder", base)
+
+
+def test_tiny_imagenet_sorted_beside_its_annotations_can_be_an_imagefolder(tmp_path):
+    base = tiny(tmp_path, ["n02/v0", "n01/v1"])
+    text(base / "val" / "val_annotations.txt", "v0.png\tn02", "v1.png\tn01")
+    assert seen(load("imagefolder", base).test) == [(20, 1), (30, 0)]
+
+
+def test_tiny_imagenet_with_annotations_cut_at_the_end_of_a_line_is_refused(tmp_path):
+    base = tiny(tmp_path, [f"images/v{i}" for i in range(4)])
+    listed = base / "val" / "val_annotations.txt"
+    text(listed, "v0.png\tn02", "v1.png\tn01")
+    wrong = f"{listed} does not name 2 images of {base / 'val' / 'images'} (v2.png): extract"
+    with pytest.raises(DataError, match=f"^{re.escape(wrong)} the archive again$"):
+        load("tiny_imagenet", tmp_path)
+
+
+def test_tiny_imagenet_with_files_beside_its_images_that_are_none_is_read(tmp_path):
+    base = tiny(tmp_path)
+    text(base / "val" / "val_annotations.txt", "v0.png\tn02", "v1.png\tn01")
+    for name in ("._v0.png", ".DS_Store", "Thumbs.db", "notes.txt"):
+        text(base / "val" / "images" / name, "no image")
+    assert load("tiny_imagenet", tmp_path).test.images == 2
 
 
 def test_tiny_imagenet_flat_without_annotations_is_refused(tmp_path):
