@@ -1,10 +1,7 @@
 """Resized copies of a set of images: kept where they fit the memory limit, else made per batch."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor
 from data.decoding import Stream, decode_all
 from data.images import ArrayImages, FileImages, Images
 from data.transforms import resize
+from utils.memory import usable_memory
 
 BLOCK_BYTES = 1 << 22  # resized images stay in the processor's cache until they are cropped
 
@@ -30,37 +28,35 @@ class Block(NamedTuple):
 
 @dataclass
 class Room:
-    """Bytes that the caches of all sets may still take, in memory and on the device."""
+    """Bytes that the caches of all sets may still take together; of these, on the device.
+
+    What ends on the device counts as memory too: all sizes of a set are decoded there at once.
+    """
 
     memory: int
     device: torch.device
     on_device: int = 0
 
     def take(self, size: int) -> torch.device | None:
-        """Where `size` bytes fit: the device first, then memory; None is nowhere."""
-        if size <= self.on_device:
-            self.on_device -= size
-            return self.device
+        """Where `size` bytes fit: on the device if they can, else in memory; None is nowhere."""
         if size > self.memory:
             return None
         self.memory -= size
-        return torch.device("cpu")
+        if size > self.on_device:
+            return torch.device("cpu")
+        self.on_device -= size
+        return self.device
 
 
 def room(gigabytes: float | None, device: torch.device) -> Room:
-    """The limit asked for; None is a quarter of the memory. A GPU adds a quarter of its own."""
+    """The limit asked for; None is a quarter of the memory. A GPU holds up to a quarter of its own.
+
+    The GPU's part is within the limit.
+    """
     limit = usable_memory() // 4 if gigabytes is None else int(gigabytes * 1e9)
-    if device.type != "cuda" or limit == 0:
+    if device.type != "cuda":
         return Room(limit, device)
-    return Room(limit, device, torch.cuda.mem_get_info(device)[0] // 4)
-
-
-def usable_memory() -> int:
-    """Bytes of memory of the machine, or of our control group where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+    return Room(limit, device, min(limit, torch.cuda.mem_get_info(device)[0] // 4))
 
 
 class ResizedArray:
