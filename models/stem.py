@@ -15,7 +15,9 @@ from torch import Tensor, nn
 def speed_up_stem(network: nn.Module) -> nn.Module:
     """Give the network's first convolution the gradient below, if it is of the kind; in place.
 
-    Its class alone changes: parameters, state-dict keys, hooks and output stay what they are.
+    Its class alone changes: parameters, state-dict keys, hooks and output stay what they are, and
+    what torch can do with a convolution still works: derivatives of any order, forwards too,
+    torch.func, TorchScript, torch.fx, export. The images' gradient is equal up to rounding.
     """
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if first is not None and type(first) is nn.Conv2d and _strided(first):
@@ -34,15 +36,19 @@ class Stem(nn.Conv2d):
     """A strided convolution of images (B, 3, h, w); on the CPU with `images_gradient`."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if not images.requires_grad or images.device.type != "cpu" or _rewritten():
-            return super().forward(images)
-        out = _Convolution.apply(images, self.weight, self.stride[0], self.padding[0])
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if _ours(images):  # on a line of its own: torch.jit.script leaves out what is inside
+                out = _Convolution.apply(images, self.weight, self.stride[0], self.padding[0])
+                return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+        return F.conv2d(images, self.weight, self.bias, self.stride, self.padding)
 
 
-def _rewritten() -> bool:
-    """Whether somebody else chooses the kernels: autocast or the compiler."""
-    return torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+def _ours(images: Tensor) -> bool:
+    """Whether a batch of images wants its gradient, and nobody else chooses the kernels."""
+    if not isinstance(images, Tensor) or not images.requires_grad:  # torch.fx has no tensors
+        return False
+    here = images.device.type == "cpu" and images.dim() == 4
+    return here and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def images_gradient(
@@ -68,13 +74,19 @@ def images_gradient(
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d without bias; both gradients can be differentiated again."""
+    """conv2d without bias; both gradients can be differentiated again, and forwards too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        ctx.stride, ctx.padding = stride, padding
+    def forward(images: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(images, weight, stride=stride, padding=padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+        images, weight, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(images, weight)
+        ctx.save_for_forward(images, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -88,3 +100,9 @@ class _Convolution(torch.autograd.Function):
                 images, weight.shape, grad, ctx.stride, ctx.padding
             )
         return for_images, for_weight, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, images_move: Tensor, weight_move: Tensor, *_: None) -> Tensor:
+        images, weight = ctx.saved_tensors
+        sides = {"stride": ctx.stride, "padding": ctx.padding}
+        return F.conv2d(images_move, weight, **sides) + F.conv2d(images, weight_move, **sides)

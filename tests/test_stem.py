@@ -1,8 +1,12 @@
 """The stem's own gradient with respect to the images is the convolution's."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacrev, vmap
 
 from models.backbones import NETWORKS, build_network
 from models.stem import Stem, images_gradient, speed_up_stem
@@ -51,6 +55,61 @@ def test_second_derivatives_go_through_a_stem():
     inputs = (images, stem.weight.detach().clone().requires_grad_())
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def backward(conv: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The gradient of a sum over the output with respect to the images."""
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(conv(images).sin().sum(), images)[0]
+
+
+def of_weights(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """The gradient of each image by itself with respect to the weights."""
+    def loss(weight: Tensor, image: Tensor) -> Tensor:
+        return functional_call(conv, {"weight": weight}, (image[None],)).sin().sum()
+
+    both = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))
+    return both(conv.weight.detach(), images)[0]
+
+
+def forwards(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """How the output changes as images and weights do."""
+    given = images.clone().requires_grad_(), conv.weight.detach()
+    with forward_ad.dual_level():
+        moving, weight = (forward_ad.make_dual(tensor, tensor.cos()) for tensor in given)
+        out = functional_call(conv, {"weight": weight}, (moving,))
+        return forward_ad.unpack_dual(out).tangent
+
+
+def loss_of(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    return lambda images: conv(images).sin().sum()
+
+
+WAYS = {
+    "torch.func.grad": lambda conv, x: grad(loss_of(conv))(x),
+    "jacobian": lambda conv, x: jacrev(lambda x: conv(x).sum((1, 2, 3)))(x),
+    "hessian": lambda conv, x: hessian(loss_of(conv))(x),
+    "hessian, backwards": lambda conv, x: jacrev(jacrev(loss_of(conv)))(x),
+    "each image's own": lambda conv, x: vmap(grad(loss_of(conv)))(x),
+    "each image's own of the weights": of_weights,
+    "forwards": forwards,
+    "one image": lambda conv, x: backward(conv, x[0]),
+    "no image": lambda conv, x: backward(conv, x[:0]),
+    "TorchScript": lambda conv, x: backward(torch.jit.script(conv), x),
+    "a trace": lambda conv, x: backward(torch.jit.trace(conv, x.clone().requires_grad_()), x),
+    "torch.fx": lambda conv, x: backward(torch.fx.symbolic_trace(nn.Sequential(conv)), x),
+    "export": lambda conv, x: torch.export.export(conv, (x.clone().requires_grad_(),)).module()(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # which go on working
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_convolution_can_do_a_stem_can(way):
+    images = torch.arange(2 * 3 * 5 * 6, dtype=torch.float64).view(2, 3, 5, 6).sin()
+    plain, stem = convolution(True), speed_up_stem(nn.Sequential(convolution(True)))[0]
+    expected, found = WAYS[way](plain, images), WAYS[way](stem, images)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
