@@ -90,7 +90,8 @@ class LearnedScores:
     def mask(self, values: Tensor, out: Tensor) -> None:
         """Write `values` (N,) times the mask of the present scores into `out`, maybe the same."""
         if self.floor or self.flat.device.type != "cpu":
-            torch.mul(values, self.keep, out=out)
+            # no product, which is -0.0 where a weight is negative
+            torch.where(self.keep, values, values.new_zeros(()), out=out)
             return
         threshold, ties = self._cut(self.flat, self.density)
         tied = values[ties]

@@ -5,6 +5,7 @@ beside the network's own arithmetic.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from utils.errors import NumericError
 
 SAMPLE = 1 << 17  # values that are looked at to guess where the k-th smallest lies
 DEVIATIONS = 3  # of the sample's rank, to either side of the guess
-MOVES = 4  # of the threshold, to either side of the last one
+LATELY = 4  # moves of the threshold that are remembered
+MOVES = 4  # times the second longest of them, to either side of the last threshold
 BLOCK = 1 << 17  # values that are worked on together, since they stay in the cache
 
 Bracket = tuple[float, float]
@@ -50,24 +52,25 @@ class MovingCut:
     """`find_cut` for magnitudes that change little from call to call, as scores in a search do.
 
     The last thresholds tell where the next one is, more closely than a sample does. They change
-    the time that it takes, never the result.
+    the time that it takes, never the result. One jump, as when a search's scores are loaded, costs
+    a sample and no more: it is not the second longest move.
     """
 
     def __init__(self) -> None:
         self._last: float | None = None
-        self._moves = 0.0  # how far the threshold went lately, at a time
+        self._moves: deque[float] = deque(maxlen=LATELY)
 
     def __call__(self, values: Tensor, density: float) -> Cut:
         """The cut of the magnitudes of finite values (N,) on the CPU."""
-        guess, margin = None, MOVES * self._moves
-        if self._last is not None and margin:
-            guess = (self._last - margin, self._last + margin)
-        cut = find_cut(values, density, magnitude=True, guess=guess)
+        cut = find_cut(values, density, magnitude=True, guess=self._guess())
         if self._last is not None:
-            move = abs(cut.threshold - self._last)
-            self._moves = (self._moves + move) / 2 if self._moves else move
+            self._moves.append(abs(cut.threshold - self._last))
         self._last = cut.threshold
         return cut
+
+    def _guess(self) -> Bracket | None:
+        margin = MOVES * sorted(self._moves)[-2] if len(self._moves) > 1 else 0.0
+        return (self._last - margin, self._last + margin) if margin else None
 
 
 def find_cut(

@@ -143,6 +143,15 @@ def test_the_network_is_masked_by_the_initial_scores_at_once() -> None:
         )
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_pruned_weights_are_zeros_without_a_sign(floor: float) -> None:
+    """Negative weights too: a product with the mask would leave -0.0."""
+    network = tiny_model().network
+    pruned = ~LearnedScores(network, 0.4, floor).keep
+    weights = torch.cat([layer.weight.detach().flatten() for layer in prunable(network).values()])
+    assert not weights[pruned].any() and not weights[pruned].signbit().any()
+
+
 def test_the_mask_follows_the_absolute_scores_after_a_refresh() -> None:
     learned = LearnedScores(tiny_model().network, 0.4)
     with torch.no_grad():

@@ -70,19 +70,25 @@ def test_a_sample_that_misleads_costs_time_only(bracket, monkeypatch) -> None:
     assert torch.equal(select_top(rounded(), 0.2), expected(rounded(), 0.2))
 
 
-def test_only_what_the_sample_brackets_is_sorted(monkeypatch) -> None:
-    """Else the time would be that of a selection over all values."""
-    found = []
-    between = selection._between
+@pytest.fixture
+def collected(monkeypatch) -> list[tuple[int, int]]:
+    """How many values lay below and inside each bracket that was looked at."""
+    found, between = [], selection._between
 
     def watched(*args) -> tuple[int, np.ndarray, np.ndarray]:
-        found.append(between(*args))
-        return found[-1]
+        below, values, places = between(*args)
+        found.append((below, values.size))
+        return below, values, places
 
     monkeypatch.setattr(selection, "_between", watched)
+    return found
+
+
+def test_only_what_the_sample_brackets_is_sorted(collected) -> None:
+    """Else the time would be that of a selection over all values."""
     select_top(normal(), 0.8)
-    [(below, values, _)] = found
-    assert below < MANY // 5 <= below + values.size and 0 < values.size < MANY // 25
+    [(below, inside)] = collected
+    assert below < MANY // 5 <= below + inside and 0 < inside < MANY // 25
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -137,4 +143,15 @@ def test_a_cut_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
     moving = MovingCut()
     for number in range(8):
         moving(normal() * (1 + 0.001 * number), 0.2)
-    assert len(sampled) == 2
+    assert len(sampled) == 3
+
+
+@pytest.mark.parametrize("steady", [0, 1, 2, 6])
+def test_after_a_jump_few_values_are_sorted(collected, steady: int) -> None:
+    """A resumed search sees its initial scores and then those that it loads."""
+    moving, values = MovingCut(), normal()
+    for number in range(12):
+        jump = 1 if number <= steady else 100
+        moving(values * (jump + 0.001 * number), 0.2)
+    assert max(inside for _, inside in collected) < MANY // 25
+    assert len(collected) <= 13  # the jump alone is looked at twice
