@@ -9,6 +9,7 @@ from utils.signals import Stop, end_at_once
 if __name__ == "__main__":
     end_at_once()  # if a signal comes during the imports below, which take seconds
 
+import errno
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data import Data, load_data
 from models import PromptedClassifier, build_network
@@ -29,7 +31,7 @@ from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
 from program.folder import announce, run_folder, shared_settings
 from program.given import check_given, check_resumed, given_masks, trained_level
-from program.plan import plan
+from program.plan import check_floor, plan
 from program.record import (
     describe,
     exported,
@@ -46,10 +48,8 @@ from pruning.masks import (
     Masks,
     apply_masks,
     layer_densities,
-    prunable,
-    require_room,
 )
-from pruning.measure import evaluate
+from pruning.measure import measured
 from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
@@ -58,6 +58,7 @@ from utils.errors import Interrupted, VPNsError
 from utils.files import NO_ROOM, write_problem
 from utils.level import Level
 from utils.memory import keep_freed_memory
+from utils.remember import remembered
 from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
 from utils.shared import Shared
@@ -67,17 +68,19 @@ from utils.tensors import understood
 def run(config: Config, stop: Stop) -> dict[str, Any]:
     """Make every level of a run, or what is missing of it. Returns the RESULT values."""
     folder = run_folder(config)
-    check_resumed(config.run.resume)
+    device = choose_device(config.run.device, config.run.gpu)
+    config.precision.begin(device)
+    check_resumed(config.run.resume, folder)
     check_given(config, folder)
     announce(config, folder)
     with open_run(folder, flatten(config), stop) as log:
         levels = open_levels(config, log)
         rows = [level.result() for level in levels]
         if None in rows:
-            device = choose_device(config.run.device, config.run.gpu)
-            config.precision.begin(device)
             data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
+            data = data.measured_in(config.measured_batch)
             log.require_data(data.fingerprint)
+            check_floor(config, len(data.classes))
             for note in data.notes:
                 log.say(f"note: {note}")
             make_levels(config, levels, rows, data, device)
@@ -123,11 +126,11 @@ def make_level(
     model = build_model(config, len(data.classes), device)
     masks, before = find_or_load_masks(config, level, data, model)
     if config.finetunes and not level.reached("post_prompt"):
-        run_stage(model, finetuning(config, model, masks, data, level), data, level)
+        run_stage(model, finetuning(config, model, masks, data), data, level)
     if config.method.post_prompt != "none":
         run_stage(model, post_prompting(config, model, data), data, level)
-    clean = evaluate(model, data.test)
-    prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
+    clean = measured(model, data.test)
+    prompted = measured(model, data.test, prompted=True) if config.ends_prompted else None
     row = results_row(level, masks) | before
     row |= {"clean": percent(clean), "prompted": prompted and percent(prompted)}
     save_level(config, level, model, masks, row)
@@ -170,17 +173,15 @@ def find_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier
 ) -> tuple[Masks, dict[str, Any]]:
     """Run the method's search, or take the masks of a file; keep what it ends with."""
-    sizes = [layer.weight.numel() for layer in prunable(model.network).values()]
-    require_room(sizes, level.density, config.method.min_layer_density)
     level.begin("search")
     remap = label_mapping(config, data, model)
     remap()
-    before = percent(evaluate(model, data.test))
+    before = percent(measured(model, data.test))
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     masks = find(make_search(config, level, data, model, remap))
     apply_masks(model.network, masks)
     level.note_layers(layer_densities(masks))
-    accuracies = {"before": before, "after_search": percent(evaluate(model, data.test))}
+    accuracies = {"before": before, "after_search": percent(measured(model, data.test))}
     tensors, meta = exported(level, model, masks)
     level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
     return masks, accuracies
@@ -228,16 +229,25 @@ def label_mapping(
             sources = model.network.get_submodule(head).out_features
             mapping = random_mapping(sources, classes, config.run.seed)
         else:
-            batches = data.clean.batches(config.run.seed, "mapping")
-            counts = count_predictions(model, batches, classes, config.maps_with_prompt)
-            mapping = frequency_mapping(counts)
+            mapping = frequency_mapping(count_mapped(config, data, model))
         model.label_map = mapping.to(model.mean.device)
 
     return remap
 
 
+def count_mapped(config: Config, data: Data, model: PromptedClassifier) -> Tensor:
+    """Which source classes the model sees in the training images of each class, (S, C)."""
+    view, classes = data.clean.in_batches_of(config.measured_batch), len(data.classes)
+    prompted, seed = config.maps_with_prompt, config.run.seed
+
+    def count() -> Tensor:
+        return count_predictions(model, view.batches(seed, "mapping"), classes, prompted)
+
+    return remembered(data.clean, model, ("mapping",), count)
+
+
 def finetuning(
-    config: Config, model: PromptedClassifier, masks: Masks, data: Data, level: Level
+    config: Config, model: PromptedClassifier, masks: Masks, data: Data
 ) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
     views = config.views[1]
@@ -286,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         if config.run.check_data:
             check_data(config)
+            stop.ignore()
             return 0
         if config.run.evaluate:
             device = choose_device(config.run.device, config.run.gpu)
@@ -297,8 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, Interrupted) as raised:
         error = stop.meant(raised)
-        if isinstance(error, Interrupted):
-            stop.ignore()
+        stop.ignore()
         if "--debug" in argv:
             traceback.print_exc()
         with suppress(OSError):  # of a terminal that was closed
@@ -312,6 +322,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, VPNsError | Interrupted):
         return text
     if isinstance(error, OSError):
+        if error.filename is None and error.errno in (errno.EPIPE, *NO_ROOM):
+            return f"the standard output takes no more ({error.strerror}): run the command again"
         path = Path(error.filename or os.getcwd())
         full = error.errno in NO_ROOM
         return write_problem(path, error) if full else f"{path}: {error.strerror or text}"

@@ -11,7 +11,7 @@ import torch
 from data.cache import room
 from data.decoding import BATCH
 from data.faults import Faults, find_faults, without
-from data.images import FileImages, Images, Part, Splits
+from data.images import FileImages, Images, Part, Splits, printable
 from data.load import make_views
 from data.locate import locate, present
 from data.opening import open_splits, require_images
@@ -62,7 +62,7 @@ def split_report(part: Part, faults: Faults) -> Report:
     return {
         "images": len(part.labels),
         "source": source(part.images),
-        "counts": dict(zip(part.classes, counts, strict=True)),
+        "counts": dict(zip(map(printable, part.classes), counts, strict=True)),
         "unreadable": {part.images.shown(row): why for row, why in faults.unreadable.items()},
         "odd": {kind: [*map(part.images.shown, rows)] for kind, rows in faults.odd.items()},
     }

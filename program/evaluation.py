@@ -16,7 +16,15 @@ from models.foreign import ForeignPrompt, read_authors
 from models.zoo import ZOO, fetch
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
-from pruning.masks import Masks, apply_masks, keep_top, kept_count, prunable, total_count
+from pruning.masks import (
+    Masks,
+    apply_masks,
+    keep_top,
+    kept_count,
+    prunable,
+    pruned_count,
+    total_count,
+)
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import check_flags, flatten, replace_flags
@@ -57,6 +65,7 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
     model = checkpoint.model.to(device)
     model.use(config.precision)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
+    data = data.measured_in(config.measured_batch)
     if model.classes != len(data.classes):
         raise UsageError(
             f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
@@ -92,7 +101,21 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
             found = _read_authors(path, tensors, flags)
         backbone(found.flags["network"])
         found.model.check_map()
+    _check_typed(path, found, flags)
     return found
+
+
+def _check_typed(path: Path, found: Checkpoint, flags: Mapping[str, Any]) -> None:
+    """Raises UsageError when the file holds another network or density than was typed."""
+    network, density = found.flags["network"], flags.get("density")
+    if flags.get("network", network) != network:
+        raise UsageError(f"{path} holds a {network}, not a {flags['network']}: drop --network")
+    kept, total = kept_count(found.masks), total_count(found.masks)
+    if density is not None and kept != total - pruned_count(total, density):
+        raise UsageError(
+            f"{path} keeps {kept:,} of {total:,} weights, which is not density {density:g}: drop "
+            "--density"
+        )
 
 
 def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:

@@ -21,7 +21,7 @@ from pruning.masks import (
     total_count,
 )
 from pruning.method import Trained
-from utils.checkpoint import load_model
+from utils.checkpoint import States, load_model
 from utils.errors import UsageError, VPNsError
 from utils.level import Level, level_name, require_progress
 from utils.tensors import SUFFIXES, read_tensors, require_like, understood
@@ -90,18 +90,24 @@ def check_asked(source: str, masks: Masks, density: float, floor: float) -> None
         )
 
 
-def check_resumed(resume: str) -> None:
-    """Read the state that `--resume PATH` names, if it names one: that file must be good.
+def check_resumed(resume: str, folder: Path) -> None:
+    """Read what `--resume PATH` names: a file of the run, or with its folder the newest states.
 
-    Without its name, or with the folder's, a damaged state is passed over for the one before.
-    Raises VPNsError.
+    Only `--resume auto` passes a damaged state over for the one before. Raises VPNsError for such
+    a state, UsageError for a state that the run would not go on from.
     """
+    if resume in ("auto", "none"):
+        return
     path = Path(resume)
-    if path.suffix in SUFFIXES and path.is_file():
-        state = read_tensors(path)
-        if path.suffix != ".safetensors":
-            with understood(path):
-                require_progress(state)
+    newest = [state for level in folder.glob("d*") if (state := States(level).newest_path())]
+    for file in [path] if path.suffix in SUFFIXES else newest:
+        found = read_tensors(file)
+        if file.suffix != ".safetensors":
+            with understood(file):
+                require_progress(found)
+    if path.suffix in (".pt", ".pth") and path.resolve() not in [p.resolve() for p in newest]:
+        names = ", ".join(f"{p.parent.name}/{p.name}" for p in newest) or "no state"
+        raise UsageError(f"{path} is not where {folder} would go on, which has {names}")
 
 
 def trained_level(level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:

@@ -8,15 +8,14 @@ from data import SPECS
 from models.backbones import backbone
 from program.settings import Config, preset_values
 from pruning import METHODS
-from pruning.masks import prunable, pruned_count
+from pruning.masks import prunable, pruned_count, require_room
 from utils.config import flatten
 
 
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
     """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
-    with torch.device("meta"):
-        network = backbone(config.network.network).build(_head(config))
-    total = sum(layer.weight.numel() for layer in prunable(network).values())
+    check_floor(config, SPECS[config.data.dataset].classes)
+    total = sum(layer_sizes(config, SPECS[config.data.dataset].classes))
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     prompt = config.build_prompt()
     return {
@@ -45,10 +44,19 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     }
 
 
-def _head(config: Config) -> int:
-    row = backbone(config.network.network)
-    own_head = config.method.label_mapping_mode == "none"
-    return (SPECS[config.data.dataset].classes if own_head else None) or row.source_classes
+def layer_sizes(config: Config, classes: int | None) -> list[int]:
+    """Weights of each prunable layer; of the source's own head where `classes` are not known."""
+    row, own_head = backbone(config.network.network), config.method.label_mapping_mode == "none"
+    with torch.device("meta"):
+        network = row.build((own_head and classes) or row.source_classes)
+    return [layer.weight.numel() for layer in prunable(network).values()]
+
+
+def check_floor(config: Config, classes: int | None) -> None:
+    """Raises UsageError when a density leaves too few weights for --min_layer_density."""
+    sizes = layer_sizes(config, classes)
+    for density in config.levels:
+        require_room(sizes, density, config.method.min_layer_density)
 
 
 def origins(config: Config, typed: set[str]) -> dict[str, str]:

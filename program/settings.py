@@ -15,6 +15,7 @@ from utils.config import flag, flatten, nested, number, parse_flags, replace_fla
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 from utils.precision import Precision
+from utils.seed import device_name
 
 DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
 
@@ -22,16 +23,26 @@ Sparsity is the share of prunable weights (convolutions and linear layers) that 
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
 
 
+IN_RANGE = "it must be in (0, 1]"
+
+
 def parse_densities(text: str) -> tuple[float, ...]:
     """`1,0.6,0.5` to densities in (0, 1]; a repeated one is taken once."""
     parts = [part for part in text.strip("[]() ").split(",") if part.strip()]
     if not parts:
         raise ValueError("no density given: write for example 1,0.6,0.5")
-    densities = tuple(dict.fromkeys(number(float, 0, 1)(part) for part in parts))
-    for density in densities:
-        if 1 - density == 1:  # 0, or so small that it vanishes beside 1
-            raise ValueError(f"density {density:g} keeps no weight: densities lie in (0, 1]")
-    return densities
+    return tuple(dict.fromkeys(parse_density(part) for part in parts))
+
+
+def parse_density(text: str) -> float:
+    """A share of weights that are kept, in (0, 1]."""
+    try:
+        density = number(float, 0, 1)(text)
+    except ValueError as error:
+        raise ValueError(str(error).replace("it must be from 0 to 1", IN_RANGE)) from error
+    if 1 - density == 1:  # 0, or so small that it vanishes beside 1
+        raise ValueError(f"density {density:g} keeps no weight: {IN_RANGE}")
+    return density
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,17 @@ class RunConfig:
     save_dir: str = flag("result", "folder for all results", group="run")
     experiment_name: str = flag("vpns", "folder of the experiment in it", group="run")
     seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1), group="run")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run")
+    device: str = flag(
+        "auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name, group="run"
+    )
     gpu: int | None = flag(
         None, "number of the GPU, as in --device cuda:N", parse=number(int, 0), group="run"
     )
     resume: str = flag(
         "auto",
         "auto continues the run with the same settings; none starts afresh and keeps the old "
-        "folder under another name; or the path of a run folder",
+        "folder under another name; or the path of a run folder or of its newest state, which "
+        "must be good: only auto goes back to the state before a damaged one",
         parse=word,
         group="run",
     )
@@ -90,7 +104,7 @@ class RunConfig:
     density: float | None = flag(
         None,
         "density of an authors' checkpoint (default: inferred)",
-        parse=number(float, 0, 1),
+        parse=parse_density,
         group="evaluation",
     )
 
@@ -161,6 +175,8 @@ class PruneConfig:
     )
 
 
+MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room for so many
+
 SGD, ADAM = OptimConfig(), OptimConfig(optimizer="adam", lr=1e-4)
 
 
@@ -191,6 +207,12 @@ class Config:
         return Sizes(
             self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size
         )
+
+    @property
+    def measured_batch(self) -> int:
+        """Images at a time where nothing is trained: 2^20 pixels of canvas, or a training batch."""
+        most = MEASURED_PIXELS // self.prompt.output_size**2
+        return max(self.data.batch_size, min(most, MEASURED_IMAGES))
 
     @property
     def prompted(self) -> tuple[bool, bool]:

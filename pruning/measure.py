@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import NumericError
+from utils.remember import remembered
 from utils.seed import reseed
 
 
@@ -48,6 +49,12 @@ class Tally:
     def counts(self) -> Counts:
         """The sums so far."""
         return Counts(float(self._loss), int(self._correct), self._seen)
+
+
+def measured(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
+    """`evaluate`, unless a model of the same tensors was measured on this view before."""
+    what = ("evaluate", prompted)
+    return remembered(view, model, what, lambda: evaluate(model, view, prompted))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.measure import Counts, Tally, evaluate
+from pruning.measure import Counts, Tally, measured
 from pruning.stage import CLEAN, OTHER, PROMPTED, Log, Stage
 from utils.errors import Interrupted, NumericError, UsageError
 from utils.loss_scale import LossScale
@@ -191,9 +191,10 @@ class _Training:
         broken = [name for name, value in values.items() if not torch.isfinite(value).all()]
         if broken:
             epoch, step = self.position
+            kept = "the last finite state is kept" if any(self._kept) else "nothing was saved yet"
             raise NumericError(
                 f"not finite: {', '.join(broken[::-1][:3])} at {self._place(epoch)}, step "
-                f"{step + 1}; the last finite state is kept: lower the learning rate"
+                f"{step + 1}; {kept}: lower the learning rate"
             )
 
     def _place(self, epoch: int) -> str:
@@ -217,7 +218,7 @@ class _Training:
 
     def _evaluate(self, view: Any, epoch: int) -> Counts:
         try:
-            return evaluate(self.model, view)
+            return measured(self.model, view)
         except NumericError as error:
             raise NumericError(f"{error} at {self._place(epoch)}") from error
 

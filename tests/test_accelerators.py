@@ -25,6 +25,7 @@ from pruning.measure import evaluate
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
+from utils import seed
 from utils.errors import Interrupted, NumericError
 from utils.level import Level
 from utils.loss_scale import MOST_SKIPPED, LossScale
@@ -383,9 +384,13 @@ def test_tf32_is_as_asked_whatever_ran_before(tmp_path: Path, tf32_restored: Non
         assert torch.backends.cudnn.allow_tf32 is expected
 
 
-def test_device_without_the_precision_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_device_without_the_precision_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seed, "DEVICES", (*seed.DEVICES, "meta"))
     done = run(tmp_path, *QUICK, "--amp", "fp16", "--device", "meta")
     assert done.code == 2 and done.error.startswith("--amp fp16 does not work on meta")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """What goes wrong: one line, the right exit code, no traceback, nothing half-written."""
 
+import errno
+import io
 import json
 import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,6 +43,16 @@ USAGE = {
     "steps beyond the end": (["--decreasing_step", "0.5,1.5"], "1.5 is out of range"),
     "seed of 65 bits": (["--seed", str(2**64)], "out of range"),
     "negative seed": (["--seed", "-1"], "out of range"),
+    "density just beyond": (["--density_list", "1.2"], "it must be in (0, 1]"),
+    "density of a checkpoint": (["--density", "0"], "it must be in (0, 1]"),
+    "misspelt device": (["--device", "cude"], "did you mean 'cuda'?"),
+    "unknown device": (["--device", "tpu9"], "choose from auto, cpu, cuda, mps or cuda:N"),
+    "misspelt weights": (["--weights", "fashion_mnit"], "did you mean 'fashion_mnist'?"),
+    "empty file name": (["--init_mask", ""], "argument --init_mask: it is empty"),
+    "empty checkpoint": (["--evaluate", ""], "argument --evaluate: it is empty"),
+    "empty folder": (["--save_dir", ""], "argument --save_dir: it is empty"),
+    "misspelt switch": (["--no_downlod"], "did you mean --no_download?"),
+    "capital letters": (["--EPOCHS", "3"], "did you mean --epochs"),
     "pad beyond half": (["--pad_size", "5"], "pad_size 5 is out of range: 0 to 4"),
     "mask beyond the canvas": (["--prompt_method", "fix", "--mask_size", "9"], "mask_size 9"),
     "image beyond the canvas": (["--input_size", "9"], "input_size 9 is larger than output_size 8"),
@@ -70,7 +83,6 @@ def test_usage_errors_are_one_line_and_exit_with_2(tmp_path, case):
 
 OTHER = {
     "no GPU": (["--device", "cuda"], 1, "cuda"),
-    "unknown device": (["--device", "tpu9"], 1, "tpu9"),
     "missing weights": (["--weights", "nowhere/w.pth"], 1, "nowhere/w.pth does not exist"),
     "missing mask": (["--init_mask", "nowhere/m.pth"], 1, "nowhere/m.pth does not exist"),
 }  # fmt: skip
@@ -83,6 +95,28 @@ def test_other_errors_are_one_line_and_have_their_code(tmp_path, case):
     words, code, text = OTHER[case]
     done = run(tmp_path, *QUICK, *words)
     assert done.code == code and text in done.error
+
+
+@pytest.mark.parametrize("words", [["--device", "cuda:9"], ["--weights", "fashion_mnit"]])
+def test_run_that_cannot_begin_leaves_the_earlier_one_alone(tmp_path, words):
+    run(tmp_path, *QUICK, "--epochs", 0)
+    before = files(tmp_path)
+    assert run(tmp_path, *QUICK, "--epochs", 0, *words, "--resume", "none").code in (1, 2)
+    assert files(tmp_path) == before
+
+
+class Full(io.StringIO):
+    """A standard output like /dev/full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_output_that_takes_no_more_is_named(tmp_path):
+    done = forked(tmp_path / "run", *QUICK, before=lambda: setattr(sys, "stdout", Full()))
+    assert done.code == 1
+    reason = "the standard output takes no more (No space left on device): run the command again"
+    assert done.error == reason
 
 
 def test_usage_errors_create_no_folder(tmp_path):

@@ -47,6 +47,16 @@ def test_model_has_the_accuracies_of_its_run(trained, level):
     assert found["sparsity"] == pytest.approx(1 - row["kept"] / row["prunable"], abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["--network", "resnet18"], "holds a resnet20, not a resnet18"),
+     (["--density", 0.3], "keeps 26,834 of 268,336 weights, which is not density 0.3")],
+)  # fmt: skip
+def test_file_that_is_not_what_was_typed_is_refused(level, words, reason):
+    done = evaluate(level / "model.safetensors", *words)
+    assert done.code == 2 and reason in done.error
+
+
 def test_end_of_the_search_has_the_accuracy_after_it(trained, level):
     found = evaluate(level / "search.safetensors").result
     assert found["clean"] == trained.result["rows"][0]["after_search"]

@@ -26,8 +26,10 @@ from cli import (
     start,
     wait_for,
 )
+from safetensors.torch import save_file
 
 import main_vpns
+from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
 from pruning.training import _Training
@@ -41,9 +43,10 @@ from utils.signals import SIGNALS
 QUICK = ["--epochs", 2, "--eval_every", 0, "--input_size", 4, "--output_size", 4]
 FLAGS = ["--density_list", "0.1", *QUICK]
 KILL = send("SIGKILL")
-# A level begins with 6 test batches, then there are 4 batches an epoch and 6 between the stages:
-# the first step of the second epoch of each.
-IN_SEARCH, IN_FINETUNING = 6 + 4 + 2, 6 + 8 + 6 + 4 + 2
+# A level begins with the test images, in 2 batches, then there are 4 batches an epoch and the test
+# images between the stages: the first step of the second epoch of each.
+TESTED = 2
+IN_SEARCH, IN_FINETUNING = TESTED + 4 + 2, TESTED + 8 + TESTED + 4 + 2
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +98,7 @@ def test_killed_run_ends_in_the_same_bytes(undisturbed, tmp_path, moment):
 
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_path):
     save_dir = tmp_path / "run"
-    for number in (12, 10, 16):
+    for number in (IN_SEARCH, TESTED + 4, TESTED + 4 + TESTED):
         hook = (PromptedClassifier, "forward", number, KILL, False)
         killed = forked(save_dir, *FLAGS, before=lambda hook=hook: at_call(*hook))
         assert killed.code == -signal.SIGKILL
@@ -352,7 +355,7 @@ def test_stopped_run_goes_on_at_its_step(undisturbed, tmp_path, stage, number):
 
 
 def test_signal_between_stages_stops_at_once(undisturbed, tmp_path):
-    assert stop_in(tmp_path / "run", "SIGTERM", 3).code == 75
+    assert stop_in(tmp_path / "run", "SIGTERM", TESTED).code == 75
     assert same(undisturbed, run(tmp_path / "run", *FLAGS))
 
 
@@ -366,7 +369,7 @@ def test_signal_while_a_state_is_read_is_no_damage(undisturbed, tmp_path, monkey
 
 def test_signal_while_an_epoch_is_measured_does_not_cost_the_epoch(undisturbed, tmp_path):
     words = [*FLAGS, "--eval_every", 1]
-    hook = (PromptedClassifier, "forward", 6 + 4 + 3, send("SIGTERM"), False)
+    hook = (PromptedClassifier, "forward", TESTED + 4 + 1, send("SIGTERM"), False)
     stopped = forked(tmp_path, *words, before=lambda: at_call(*hook))
     again = run(tmp_path, *words)
     assert stopped.code == 75 and "continuing search after step 2 of epoch 1" in again.out
@@ -546,7 +549,34 @@ def test_resume_path_with_other_hyper_parameters_is_refused(undisturbed, tmp_pat
 
 def test_resume_path_without_a_run_is_refused(tmp_path):
     done = run(tmp_path, "--resume", tmp_path / "nothing")
-    assert done.code == 1 and "no run folder there" in done.error
+    assert done.code == 2 and "no run folder there" in done.error
+
+
+def test_misspelt_resume_names_the_nearest_word(tmp_path):
+    assert "did you mean 'auto'?" in run(tmp_path, "--resume", "atuo").error
+
+
+def test_resume_path_of_a_state_that_is_not_there_is_refused(tmp_path):
+    stop_in(tmp_path / "run", "SIGTERM", IN_SEARCH)
+    missing = only_run(tmp_path / "run") / "d0.1/state-99.pt"
+    done = run(tmp_path / "elsewhere", *FLAGS, "--resume", missing)
+    assert done.code == 1 and done.error == f"{missing} does not exist"
+
+
+def test_resume_path_of_a_state_that_the_run_is_beyond_is_refused(tmp_path):
+    stop_in(tmp_path / "run", "SIGTERM", IN_SEARCH)
+    older = only_run(tmp_path / "run") / "d0.1/state-1.pt"
+    done = run(tmp_path / "elsewhere", *FLAGS, "--resume", older)
+    assert done.code == 2 and f"{older} is not where" in done.error
+    assert done.error.endswith("which has d0.1/state-2.pt")
+
+
+def test_resume_folder_with_a_damaged_newest_state_is_refused_by_name(tmp_path):
+    stop_in(tmp_path / "run", "SIGTERM", IN_SEARCH)
+    newest = only_run(tmp_path / "run") / "d0.1/state-2.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = run(tmp_path / "elsewhere", *FLAGS, "--resume", only_run(tmp_path / "run"))
+    assert done.code == 1 and str(newest) in done.error and newest.exists()
 
 
 def test_other_hyper_parameters_make_another_folder_and_name_the_nearest(tmp_path):
@@ -604,3 +634,31 @@ def test_run_does_not_go_on_with_other_images(tmp_path):
     (done.folder / "d0.1" / "model.safetensors").unlink()
     again = run(tmp_path, *QUICK)
     assert again.code == 4 and "the images are not those" in again.error
+
+
+def test_weights_file_with_other_content_makes_another_run(tmp_path):
+    def folder_of(seed):
+        save_file(build_network("resnet20", "none", seed=seed).state_dict(), weights)
+        return run(tmp_path / "run", *FLAGS, "--epochs", 0, "--weights", weights).folder
+
+    weights = tmp_path / "mine.safetensors"
+    first, other = folder_of(1), folder_of(2)
+    assert first != other and folder_of(1) == first
+
+
+def test_damaged_environment_is_noted_and_the_state_tells_the_threads(undisturbed, tmp_path):
+    stop_in(tmp_path / "run", "SIGTERM", IN_SEARCH)
+    folder = only_run(tmp_path / "run")
+    (folder / "env.json").write_text('{"bro')
+    again = forked(tmp_path / "run", *FLAGS, before=lambda: torch.set_num_threads(2))
+    assert "note: env.json is missing or damaged: written anew" in again.out
+    assert "note: 1 threads as before instead of 2" in again.out
+    assert hashes(folder) == hashes(undisturbed.folder)
+
+
+def test_lost_rows_of_the_curves_are_noted(undisturbed, tmp_path):
+    stop_in(tmp_path / "run", "SIGTERM", IN_FINETUNING)
+    (only_run(tmp_path / "run") / "metrics.jsonl").write_bytes(b"\xff" * 300)
+    again = run(tmp_path / "run", *FLAGS)
+    note = "note: metrics.jsonl is damaged: 3 of 3 epochs of density 0.1 are missing in the curves"
+    assert note in again.out and hashes(again.folder) == hashes(undisturbed.folder)

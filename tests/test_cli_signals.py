@@ -85,10 +85,10 @@ PHASES = {
     "looking for the data": (opening, "locate", 1, False),
     "the fingerprint of the images": (Run, "require_data", 1, False),
     "mapping the labels": (main_vpns, "count_predictions", 1, False),
-    "measuring before the search": (PromptedClassifier, "forward", 3, False),
-    "measuring after the search": (main_vpns, "evaluate", 2, False),
+    "measuring before the search": (PromptedClassifier, "forward", 2, False),
+    "measuring after the search": (main_vpns, "measured", 2, False),
     "writing the end of the search": (level, "save_model", 1, True),
-    "the last measurement": (main_vpns, "evaluate", 4, True),
+    "the last measurement": (main_vpns, "measured", 4, True),
     "the table": (Run, "write_results", 1, False),
     "the picture": (record, "draw_run", 1, False),
     "the last word": (Run, "close", 1, False),
@@ -156,6 +156,14 @@ def test_signal_during_an_evaluation_is_one_line(undisturbed, tmp_path, moment):
     stopped = forked(tmp_path / "none", "--evaluate", model, before=lambda: at_call(*hook))
     assert stopped.code == 75 and stopped.error == STARTS_AGAIN.format("SIGUSR2")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--data", "nowhere", "--dataset", "imagefolder"]])
+def test_signal_after_the_data_were_checked_is_too_late(tmp_path, words):
+    hook = (Stop, "ignore", 1, send("SIGTERM"), True)
+    words = ["--check_data", *words]
+    ended = forked(tmp_path / "none", *words, before=lambda: at_call(*hook))
+    assert ended.code == (4 if "--data" in words else 0) and "stopped" not in ended.err
 
 
 def test_signal_during_a_report_is_one_line_and_leaves_nothing(stub, tmp_path):

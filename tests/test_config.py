@@ -295,8 +295,8 @@ def is_number(name: str) -> bool:
     parse = about["parse"] or (str if default is None else type(default))
     try:
         return not isinstance(parse("word"), str)
-    except ValueError:
-        return True
+    except ValueError as error:
+        return " is not a" in str(error)
 
 
 NUMBERS = [name for name in sorted(FLAGS) if is_number(name)]

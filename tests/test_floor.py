@@ -232,6 +232,15 @@ def test_a_floor_that_whole_weights_cannot_meet_is_refused_before_any_training(
     assert "epoch" not in done.out
 
 
+def test_a_floor_that_a_later_density_cannot_meet_is_refused_before_the_first(
+    tmp_path: Path, weights: Path
+) -> None:
+    words = ["--density_list", "0.3,0.1", "--min_layer_density", 0.1, "--prune_method", "omp"]
+    for done in (run(tmp_path, weights, *words), run(tmp_path, weights, *words, "--dry_run")):
+        assert done.code == 2 and "where density 0.1 keeps" in done.error
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_given_mask_below_the_floor_is_refused(
     tmp_path: Path, weights: Path, empty: cli.Done
 ) -> None:

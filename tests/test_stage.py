@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MemoryLog, TinyData, TinyView, tiny_model
+from conftest import CLASSES, MemoryLog, TinyData, TinyView, tiny_model
 from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
 from pruning.masks import MaskKeeper, apply_masks, keep_top, prunable
-from pruning.measure import Counts, Tally, evaluate
+from pruning.measure import Counts, Tally, evaluate, measured
 from pruning.method import PRUNE_MODES, Search, prompt_groups, stage_views
 from pruning.scores import learn_masks
 from pruning.stage import CLEAN, PROMPTED, Group, Stage
@@ -558,3 +558,40 @@ def test_the_key_of_the_level_decides_the_order() -> None:
 def test_stages_are_frozen_values() -> None:
     stage = Stage("s", 1, ())
     assert replace(stage, epochs=2).epochs == 2 and stage.epochs == 1
+
+
+# What was measured is not measured again
+
+
+class Counting(TinyView):
+    """A view that notes how often it is read."""
+
+    reads = 0
+
+    def batches(self, *key, **options):
+        self.reads += 1
+        return super().batches(*key, **options)
+
+
+def test_same_model_is_measured_once_on_a_view():
+    model, view = tiny_model(), Counting("test")
+    first = measured(model, view)
+    assert measured(model, view) == first == evaluate(model, TinyView("test")) and view.reads == 1
+
+
+def test_changed_model_prompt_or_view_is_measured_anew():
+    model, view = tiny_model(), Counting("test")
+    measured(model, view)
+    measured(model, view, prompted=True)
+    assert view.reads == 2
+    with torch.no_grad():
+        next(model.network.parameters()).mul_(2)
+    assert measured(model, view) == evaluate(model, TinyView("test")) and view.reads == 3
+    assert measured(model, other := Counting("test")) == measured(model, view) and other.reads == 1
+
+
+def test_label_mapping_counts_as_part_of_the_model():
+    model, view = tiny_model(), Counting("test")
+    measured(model, view)
+    model.label_map = torch.arange(CLASSES).flip(0)
+    assert measured(model, view) == evaluate(model, TinyView("test")) and view.reads == 2

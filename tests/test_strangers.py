@@ -392,9 +392,11 @@ def changed_state(stopped, tmp_path, **changed):
 )
 def test_state_of_something_else_counts_as_damaged(stopped, tmp_path, changed):
     folder, path = changed_state(stopped, tmp_path, **changed)
-    done = run(tmp_path / "elsewhere", *QUICK, "--resume", folder)
-    assert done.folder == folder
-    assert f"{path} does not hold what it should" in done.out
+    (tmp_path / "run/vpns" / stopped.parent.name).mkdir(parents=True)
+    own = shutil.move(folder, tmp_path / "run/vpns" / stopped.parent.name / stopped.name)
+    done = run(tmp_path / "run", *QUICK)
+    assert done.folder == own
+    assert f"{own / path.relative_to(folder)} does not hold what it should" in done.out
     assert "going back to the state before it" in done.out
 
 

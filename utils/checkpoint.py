@@ -55,6 +55,11 @@ class States:
         """The file of a state."""
         return self.folder / f"state-{number}.pt"
 
+    def newest_path(self) -> Path | None:
+        """The file of the newest state, good or not; None without one."""
+        numbers = self.numbers()
+        return self.path(numbers[0]) if numbers else None
+
     def save(self, state: dict[str, Any]) -> None:
         """Write the next state, then drop all but the newest two.
 

@@ -147,7 +147,8 @@ def parse_flags(defaults: T, argv: Sequence[str], **parser_options: Any) -> tupl
         _add_argument(groups[title], name, about, flatten(defaults)[name])
     known, unknown = parser.parse_known_args(_underscored(argv))
     if unknown:
-        raise UsageError(_unknown_flag(unknown[0], flags))
+        switches = [n for n, value in flatten(defaults).items() if isinstance(value, bool)]
+        raise UsageError(_unknown_flag(unknown[0], flags, switches))
     typed = vars(known)
     return replace_flags(defaults, typed), set(typed)
 
@@ -184,6 +185,8 @@ def _parser_of(about: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
     parse = about["parse"] or (str if default is None else type(default))
 
     def parse_text(text: str) -> Any:
+        if not text.strip() and about["bare"] is None:  # a variable of a script that is not set
+            raise argparse.ArgumentTypeError("it is empty: give a value, or leave the flag out")
         if choices:
             return _choose(text, choices)
         try:
@@ -199,9 +202,14 @@ def _choose(text: str, choices: Collection[str]) -> str:
     for candidate in (text, text.lower()):
         if candidate in choices:
             return candidate
-    near = difflib.get_close_matches(text, choices, n=1)
+    raise argparse.ArgumentTypeError(not_one_of(text, choices))
+
+
+def not_one_of(text: str, choices: Collection[str], also: str = "") -> str:
+    """A message on a misspelt value: the nearest choice, if one is near, and all of them."""
+    near = difflib.get_close_matches(text.lower(), choices, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise argparse.ArgumentTypeError(f"{text!r}: {hint}choose from {', '.join(choices)}")
+    return f"{text!r}: {hint}choose from {', '.join(choices)}{also}"
 
 
 def _underscored(argv: Sequence[str]) -> list[str]:
@@ -213,9 +221,10 @@ def _underscored(argv: Sequence[str]) -> list[str]:
     return [spell(word) for word in argv]
 
 
-def _unknown_flag(word: str, flags: dict[str, Any]) -> str:
-    typed = word.partition("=")[0].lstrip("-")
-    near = difflib.get_close_matches(typed, flags, n=1)
+def _unknown_flag(word: str, flags: dict[str, Any], switches: Collection[str]) -> str:
+    typed = word.partition("=")[0].lstrip("-").lower()
+    names = [f"no_{name}" for name in switches] if typed.startswith("no_") else flags
+    near = difflib.get_close_matches(typed, names, n=1)
     near = near or [name for name in flags if typed in name.split("_")]
     near = near or [name for name in flags if typed in re.findall(r"\w+", flags[name]["help"])]
     hint = f"; did you mean --{' or --'.join(near)}?" if near else " (--help lists the flags)"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UsageError, VPNsError
+from utils.config import not_one_of
+from utils.errors import UsageError
 from utils.files import read_object
 from utils.runlog import lock
 
@@ -79,7 +80,7 @@ def resumed_folder(path: str, flags: Mapping[str, Any], defaults: Mapping[str, A
     """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
 
     A flag that is younger than the run has its default there.
-    Raises VPNsError when there is no run, UsageError when it ran with other hyper-parameters.
+    Raises UsageError when there is no run, or it ran with other hyper-parameters.
     """
     start = Path(path)
     for folder in (start, *start.parents[:2]):
@@ -92,7 +93,8 @@ def resumed_folder(path: str, flags: Mapping[str, Any], defaults: Mapping[str, A
             if changes:
                 raise UsageError(f"{folder} ran with other hyper-parameters: {changes}")
             return folder
-    raise VPNsError(f"--resume {path}: no run folder there (no config.json)")
+    near = not_one_of(path, ("auto", "none"), " or the path of a run folder")
+    raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")
 
 
 def set_aside(folder: Path) -> Path | None:

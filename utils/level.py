@@ -97,6 +97,8 @@ class Level:
         state, problems = self._states.newest(self._check)
         for problem in problems:
             self.run.say(f"{problem}; going back to the state before it")
+        if state:
+            self.run.require_surroundings(state)
         return state
 
     def _check(self, state: dict[str, Any]) -> None:
@@ -123,7 +125,7 @@ class Level:
         if state["step"]:
             where = f"step {state['step']} of epoch {state['epoch'] + 1}"
         self.run.say(f"density {self.density:g}: continuing {stage} after {where}")
-        return state | {"path": str(self._states.path(self._states.numbers()[0]))}
+        return state | {"path": str(self._states.newest_path())}
 
     def steps(self, steps: range, title: str) -> Iterator[int]:
         """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
@@ -153,7 +155,8 @@ class Level:
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         """Whether this epoch is measured on the test images (for the curves, never to choose)."""
-        return self.eval_every > 0 and (epoch + 1) % self.eval_every == 0
+        done = epoch + 1
+        return self.eval_every > 0 and (done % self.eval_every == 0 or done == epochs)
 
     def state_late(self) -> bool:
         """Whether --save_minutes have passed since the last state."""
@@ -167,7 +170,8 @@ class Level:
         """Keep a training state."""
         with self.hold():
             progress = {"rows": self._rows, "passes": self.passes, "density": self.density}
-            self._states.save(state | progress | {"config": self.run.flags})
+            around = self.run.surroundings() | {"config": self.run.flags}
+            self._states.save(state | progress | around)
             self._pace.restart()
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:

@@ -37,13 +37,12 @@ def open_run(folder: Path, flags: Mapping[str, Any], stop: Stop) -> "Run":
     earlier = read_object(folder / "env.json")
     now = environment()
     if not earlier:
+        if run.goes_on:
+            run.say("note: env.json is missing or damaged: written anew")
         run.write_json("config.json", flags)
         run.write_json("env.json", now)
         return run
-    threads = earlier.get("threads")
-    if threads != now["threads"] and threads in range(1, MOST_THREADS + 1):
-        torch.set_num_threads(int(threads))
-        run.say(f"note: {threads} threads as before instead of {now['threads']}")
+    run.use_threads(earlier.get("threads"))
     changed = [f"{k} {earlier.get(k)} -> {now[k]}" for k in IDENTICAL if earlier.get(k) != now[k]]
     if changed:
         run.say(f"note: results are no longer bit-identical, changed: {', '.join(changed)}")
@@ -60,6 +59,7 @@ class Run:
         self._started = time.monotonic()
         self._writer: Any = None
         self._step = 0
+        self._data: str | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
@@ -69,6 +69,7 @@ class Run:
         for stray in folder.rglob(".*.tmp"):
             stray.unlink(missing_ok=True)
         earlier = read_object(folder / "run.json")
+        self.goes_on = bool(earlier)
         self.was_done = earlier.get("state") == "done"
         self._seconds = earlier["seconds"] if is_amount(earlier.get("seconds")) else 0.0
 
@@ -108,16 +109,36 @@ class Run:
         """Write a small JSON file into the folder, whole."""
         atomic_write(self.folder / name, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
+    def use_threads(self, threads: Any) -> None:
+        """Compute with as many threads as before, on which the last bits depend."""
+        now = torch.get_num_threads()
+        if threads != now and threads in range(1, MOST_THREADS + 1):
+            torch.set_num_threads(int(threads))
+            self.say(f"note: {threads} threads as before instead of {now}")
+
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
         known = read_object(self.folder / "env.json")
-        if known.setdefault("data", fingerprint) == fingerprint:
-            self.write_json("env.json", known)
-        else:
+        self._require(fingerprint, known.setdefault("data", fingerprint))
+        self.write_json("env.json", known)
+        self._data = fingerprint
+
+    def _require(self, found: str | None, before: str | None) -> None:
+        if found != before:
             raise DataError(
                 f"the images are not those that {self.folder} began with: put them back, or start "
                 "afresh with --resume none"
             )
+
+    def surroundings(self) -> dict[str, Any]:
+        """What a training state notes of the data and the machine."""
+        return {"data": self._data, "threads": torch.get_num_threads()}
+
+    def require_surroundings(self, state: Mapping[str, Any]) -> None:
+        """Compute with the threads of a state. Raises DataError when it saw other images."""
+        if self._data is not None:
+            self._require(self._data, state.get("data", self._data))
+        self.use_threads(state.get("threads"))
 
     def state(self, state: str, reason: str = "") -> None:
         """Write run.json; state is running, done, interrupted or failed."""
@@ -141,6 +162,11 @@ class Run:
             found += row["density"] == density
             if row["density"] != density or found <= rows:
                 kept.append(row)
+        if found < rows:
+            self.say(
+                f"note: metrics.jsonl is damaged: {rows - found} of {rows} epochs of density "
+                f"{density:g} are missing in the curves"
+            )
         atomic_write(self.folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         self._close_writer()
         self._step = len(kept)

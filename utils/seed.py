@@ -5,10 +5,14 @@ densities cannot change a result.
 """
 
 import hashlib
+import re
 
 import torch
 
+from utils.config import not_one_of
 from utils.errors import VPNsError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def key_seed(*key: object) -> int:
@@ -35,11 +39,15 @@ def reseed(device: torch.device, *key: object) -> None:
         torch.mps.manual_seed(seed)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device.
+def device_name(text: str) -> str:
+    """A parser for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; ValueError for another name."""
+    if text not in DEVICES and not re.fullmatch(r"cuda:\d+", text):
+        raise ValueError(not_one_of(text, DEVICES, " or cuda:N"))
+    return text
 
-    Raises ValueError for a name that torch does not know or a device that is not there.
-    """
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device_name` lets pass. Raises ValueError for one that is not there."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
