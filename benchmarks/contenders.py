@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.timing import Turns
-from models.backbones import build_network
+from benchmarks.plain import plain_network
+from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
 from prompts.pad import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
@@ -20,6 +20,7 @@ from pruning.method import Search
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
+from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig
 
 CLASSES = 10
@@ -102,40 +103,69 @@ class Case:
     batch: int = 32
     density: float = 0.2
 
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a batch of images."""
+        return self.batch, 3, self.size, self.size
+
+    def require_fit(self) -> None:
+        """Raises UsageError when the network cannot train on such batches."""
+        with torch.device("meta"):
+            network, images = backbone(self.network).build(CLASSES), torch.empty(self.shape())
+        try:
+            network(images)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"{self.network} cannot train on {self.batch} images of {self.size} px: {reason}"
+            ) from error
+
 
 class Bench:
-    """One network and two pairs of batches; what is timed on them, ours and others'."""
+    """One network and two pairs of batches; what is timed on them, ours and others'.
+
+    Dense training and the reference have the network in torch's own layers.
+    """
 
     def __init__(self, case: Case) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.case, shape = case, (case.batch, 3, case.size, case.size)
-        images = [torch.rand(shape, generator=draw) for _ in range(4)]
+        self.case = case
+        images = [torch.rand(case.shape(), generator=draw) for _ in range(4)]
         labels = [torch.randint(0, CLASSES, (case.batch,), generator=draw) for _ in range(4)]
         pairs = list(zip(images, labels, strict=True))
         self.prompted, self.clean = pairs[:2], pairs[2:]
-        self.network = build_network(case.network, "none")
+        self.network = build_network(case.network, "none")  # as the program has it
+        self.plain = plain_network(case.network)
         self.mapping = torch.arange(CLASSES)
         self.pad_size = max(1, case.size // 14)  # 16 of 224
 
     def data(self, length: int) -> InMemory:
         return InMemory(self.prompted, self.clean, length)
 
-    def model(self, prompt: bool = True) -> PromptedClassifier:
-        """A fresh copy of the classifier."""
-        pad = PadPrompt(self.case.size, self.pad_size) if prompt else None
-        model = PromptedClassifier(copy.deepcopy(self.network), pad)
+    def model(self) -> PromptedClassifier:
+        """A fresh copy of the classifier with its prompt."""
+        pad = PadPrompt(self.case.size, self.pad_size)
+        return self._classifier(self.network, pad)
+
+    def dense_model(self) -> PromptedClassifier:
+        """A fresh copy of the plain network with the same input and classes."""
+        return self._classifier(self.plain)
+
+    def _classifier(
+        self, network: nn.Module, prompt: nn.Module | None = None
+    ) -> PromptedClassifier:
+        model = PromptedClassifier(copy.deepcopy(network), prompt)
         model.label_map = self.mapping
         return model
 
     def scored(self) -> reference.Reference:
         """The same classifier with scored layers, its threshold set."""
-        network = reference.add_scores(copy.deepcopy(self.network))
+        network = reference.add_scores(copy.deepcopy(self.plain))
         reference.set_threshold(network, self.case.density)
         return reference.Reference(network, self.case.size, self.pad_size, self.mapping)
 
-    def dense(self, fused: bool | None = None) -> Callable[[], None]:
-        """Two plain SGD steps, on the prompted and on the clean batch."""
-        model = self.model(prompt=False)
+    def dense(self, fused: bool | None = None, moves: bool = True) -> Callable[[], None]:
+        """Two plain SGD steps, on the prompted and on the clean batch; or the passes alone."""
+        model = self.dense_model()
         options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
         optimizer = torch.optim.SGD(model.network.parameters(), fused=fused, **options)
 
@@ -144,7 +174,8 @@ class Bench:
                 loss = F.cross_entropy(model(images), labels)
                 optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                if moves:
+                    optimizer.step()
 
         return two_steps
 
@@ -159,11 +190,13 @@ class Bench:
         search = Search(model, data, self.case.density, 1, views, SGD, ADAM, ADAM, LoopLog(loop))
         return model, learn_masks(search)
 
-    def finetune(self, model: PromptedClassifier, masks: Masks, turns: Turns) -> None:
-        """Our fine-tuning of what the search left, one step at each turn."""
+    def finetune(
+        self, model: PromptedClassifier, masks: Masks, loop: Iterable[None], steps: int
+    ) -> None:
+        """Our fine-tuning of what the search left: so many steps, handed out by `loop`."""
         apply_masks(model.network, masks)
         weights = Group(tuple(model.network.parameters()), SGD)
         prompt = Group(tuple(model.prompt.parameters()), SGD)
         keeper = MaskKeeper(model.network, masks)
         stage = Stage("finetune", 1, (weights, prompt), after_step=keeper)
-        run_stage(model, stage, self.data(turns.steps), LoopLog(turns))
+        run_stage(model, stage, self.data(steps), LoopLog(loop))

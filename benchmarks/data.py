@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks import pil
+from benchmarks.flags import Parser, several, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from data.cache import resized, room
 from data.images import ArrayImages, FileImages, Images
@@ -84,15 +85,20 @@ def compare(images: Images, size: int, args: argparse.Namespace) -> list[dict[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="32,64,224", help="sides of the batches in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images a batch")
-    parser.add_argument("--images", type=int, default=0, help="images an epoch; 0 is by size")
-    parser.add_argument("--repeats", type=int, default=5, help="epochs of each loader")
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sizes",
+        type=several(whole(1)),
+        default="32,64,224",
+        help="sides of the batches in pixels",
+    )
+    parser.add_argument("--batch", type=whole(1), default=64, help="images a batch")
+    parser.add_argument("--images", type=whole(0), default=0, help="images an epoch; 0 is by size")
+    parser.add_argument("--repeats", type=whole(1), default=5, help="epochs of each loader")
     parser.add_argument("--files", action="store_true", help="JPEG files, not an array")
     args = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
-    for size in map(int, args.sizes.split(",")):
+    for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             count = args.images or EPOCHS.get(size, 2048)
             images = random_images(count, Path(folder) if args.files else None)

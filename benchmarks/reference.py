@@ -75,9 +75,14 @@ TWINS = {nn.Conv2d: ScoredConv2d, nn.Linear: ScoredLinear}
 
 
 def add_scores(network: nn.Module) -> nn.Module:
-    """Turn the layers of `network` into their scored twins, in place."""
-    for layer in network.modules():
-        if type(layer) in TWINS:
+    """Turn every convolution and linear layer of `network` into its scored twin, in place.
+
+    Raises TypeError for one that is not torch's own: it would bring arithmetic of its own.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, tuple(TWINS)):
+            if type(layer) not in TWINS:
+                raise TypeError(f"{name} is a {type(layer).__name__}, not a layer of torch's own")
             layer.__class__ = TWINS[type(layer)]
             weight = layer.weight.detach()
             start = math.sqrt(6 / weight[0].numel()) * weight / weight.abs().max()

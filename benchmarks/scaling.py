@@ -6,7 +6,6 @@ Slopes are exponents: 1 means twice the time for twice the size. "added" is what
 the search takes beyond two dense steps; the reference has the authors' arithmetic.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,14 +19,17 @@ import torch
 
 from benchmarks import reference
 from benchmarks.contenders import ADAM, SGD, Bench, Case, LoopLog
+from benchmarks.flags import Parser, one_of, picture, several, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from data.cache import resized, room
 from data.images import ArrayImages
 from data.transforms import clean_size
 from data.views import Look, View
+from models import NETWORKS
 from pruning.masks import prunable
 from pruning.method import Search
 from pruning.scores import learn_masks
+from utils.errors import UsageError
 
 DENSE, OURS, REFERENCE = "dense", "search", "reference_search"
 
@@ -131,22 +133,42 @@ def draw(path: Path, steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str,
     print(f"plot: {path}")
 
 
+def flags() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--networks", type=several(one_of(tuple(NETWORKS))), default="resnet18,resnet50,vgg16"
+    )
+    parser.add_argument("--size", type=whole(3), default=32, help="side of the images in pixels")
+    parser.add_argument("--batch", type=whole(1), default=16, help="images a batch")
+    parser.add_argument("--repeats", type=whole(1), default=5, help="iterations of each contender")
+    parser.add_argument(
+        "--images", type=several(whole(1)), default="1000,2000,4000,8000",
+        help="sizes of the dataset",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=whole(2), default=3, help="epochs with each; the first fills the cache"
+    )
+    parser.add_argument(
+        "--plot", type=picture, default=str(Path(__file__).with_name("scaling.png"))
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default="resnet18,resnet50,vgg16")
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch", type=int, default=16, help="images a batch")
-    parser.add_argument("--repeats", type=int, default=5, help="iterations of each contender")
-    parser.add_argument("--images", default="1000,2000,4000,8000", help="sizes of the dataset")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs with each")
-    parser.add_argument("--plot", default=str(Path(__file__).with_name("scaling.png")))
+    parser = flags()
     args = parser.parse_args(argv)
-    names, counts = args.networks.split(","), map(int, args.images.split(","))
-    steps = [step_row(Case(n, args.size, args.batch), args.repeats) for n in names]
+    cases = [Case(name, args.size, args.batch) for name in args.networks]
+    try:
+        for case in cases:
+            case.require_fit()
+    except UsageError as error:
+        parser.error(str(error))
+    steps = [step_row(case, args.repeats) for case in cases]
     print_table(steps)
     small = Case("resnet20", 16, 64)
-    epochs = [epoch_row(small, count, args.epochs) for count in counts]
+    epochs = [epoch_row(small, count, args.epochs) for count in args.images]
     print_table(epochs)
     slopes = {
         "search_added": slope(steps, "weights", f"{OURS} added ms"),
@@ -154,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "epoch": slope(epochs, "images", "later s"),
     }
     print("slopes: " + ", ".join(f"{name} {value}" for name, value in slopes.items()))
-    draw(Path(args.plot), steps, epochs)
+    draw(args.plot, steps, epochs)
     print_result(slopes=slopes, **step_ratios(steps))
 
 

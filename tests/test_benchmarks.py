@@ -1,6 +1,8 @@
 """The benchmarks: the reference is the authors' arithmetic, and each command prints its keys."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +170,75 @@ def test_the_step_benchmark_prints_a_ratio_for_every_contender(
         assert set(found[name]) == set(found[f"reference_{name}"]) == RATIO
 
 
-def test_the_profile_names_the_functions_of_a_half_step(
+def test_the_table_of_the_step_benchmark_has_a_range_for_every_ratio(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    step.main(TINY_STEP)
+    rows = capsys.readouterr().out.splitlines()[1:-1]
+    ranges = [re.search(r" [0-9.]+ \([0-9.]+ - [0-9.]+\)$", row) for row in rows]
+    assert len(rows) == 10
+    assert all(
+        bool(found) != row.startswith("dense ") for row, found in zip(rows, ranges, strict=True)
+    )
+
+
+def test_freed_memory_is_kept_before_any_contender_is_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(step, "keep_freed_memory", lambda: calls.append("kept"))
+    for name in ("dense", "phase", "search", "finetune", "scored", "dense_model"):
+        noted = noting(calls, name, getattr(step.Bench, name))
+        monkeypatch.setattr(step.Bench, name, noted)
+    step.main([*TINY_STEP, "--keep_memory"])
+    assert calls[0] == "kept" and calls.count("kept") == 1
+    assert {"dense", "phase", "search", "finetune", "scored", "dense_model"} <= set(calls)
+    assert result(capsys)["keep_memory"] is True
+
+
+def noting(calls: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose calls are noted."""
+
+    def noted(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        return function(*args, **options)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("flags", "what", "of_ours", "beside"),
+    [
+        (["--profile"], "search", "pruning/scores.py: refresh", "dense step"),
+        (["--profile", "search"], "search", "pruning/scores.py: refresh", "dense step"),
+        (["--profile", "finetune"], "finetune", "pruning/training.py: _half_step", "dense step"),
+        (["--profile", "eval"], "eval", "pruning/measure.py: evaluate", "dense forward"),
+    ],
+    ids=["bare", "search", "finetune", "eval"],
+)
+def test_the_profile_names_functions_of_ours_beside_the_dense_step(
+    flags: list[str], what: str, of_ours: str, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step.main([*TINY_STEP, *flags])
+    found = result(capsys)
+    functions = {row["function"] for row in found["functions"]}
+    assert found["profile"] == what and of_ours in functions
+    assert any("backward" in name for name in functions) == (what != "eval")
+    whole = {row["what"]: row["ms a batch"] for row in found["steps"]}
+    assert list(whole)[0].startswith(what) and whole[beside] > 0
+
+
+def test_the_profile_sees_no_dense_step(capsys: pytest.CaptureFixture[str]) -> None:
     step.main([*TINY_STEP, "--profile"])
-    functions = {row["function"] for row in result(capsys)["half_step_ms"]}
-    assert any(name.startswith("pruning/scores.py") for name in functions)
-    assert any("backward" in name for name in functions)
+    functions = " ".join(row["function"] for row in result(capsys)["functions"])
+    assert "_fused_adam_" in functions and "sgd" not in functions
+
+
+def test_the_stem_is_timed_by_torch_s_own_gradient(capsys: pytest.CaptureFixture[str]) -> None:
+    step.main(["--network", "mobilenet_v2", "--size", "32", "--batch", "2", "--stem",
+               "--repeats", "2", "--threads", "1"])  # fmt: skip
+    found = result(capsys)
+    assert set(found["stem"]) == set(found["stem_forward"]) == RATIO
 
 
 def test_the_data_benchmark_prints_ratios_with_and_without_cache(
@@ -202,18 +266,44 @@ def test_the_reference_run_writes_a_checkpoint_of_each_stage(tmp_path: Path) -> 
     assert 0 <= found["accuracies"]["0.5"] <= 100
 
 
-def test_the_job_summary_has_ratios_copies_and_accuracies() -> None:
-    def run(kind: str, seed: int, seconds: float, memory: int) -> dict[str, Any]:
-        accuracies = {"0.2": 50.0 + seed}
-        return {"run": kind, "seed": seed, "seconds": seconds, "memory": memory, "written": 10,
-                "prunable": 100, "accuracies": accuracies}  # fmt: skip
+def finished_runs(prunable: int) -> list[dict[str, Any]]:
+    """Runs of a network with so many weights, whose search needs four copies more than dense."""
 
-    runs = [run("ours", 1, 2, 3200), run("reference", 1, 6, 6400),
-            run("reference", 2, 8, 6400), run("ours", 2, 4, 3200), run("dense", 1, 1, 1600)]
-    found = job.summary(runs)
+    def run(kind: str, seed: int, seconds: float, copies: int) -> dict[str, Any]:
+        return {"run": kind, "seed": seed, "seconds": seconds, "memory": 4 * prunable * copies,
+                "written": 10, "imports": 1.0, "prunable": prunable,
+                "accuracies": {"0.2": 50.0 + seed}}  # fmt: skip
+
+    return [run("ours", 1, 2, 8), run("reference", 1, 6, 16), run("reference", 2, 8, 16),
+            run("ours", 2, 4, 8), run("dense", 1, 1, 4)]  # fmt: skip
+
+
+def test_the_job_summary_has_ratios_copies_and_accuracies() -> None:
+    found = job.summary(finished_runs(11_678_912))
     assert found["seconds"] == {"median": 2.5, "min": 2, "max": 3}
     assert found["copies_over_dense"]["median"] == 4
     assert found["accuracy"] == {"ours": {"0.2": 51.5}, "reference": {"0.2": 51.5}}
+
+
+def test_copies_are_left_out_where_they_are_lost_in_what_memory_wanders_by() -> None:
+    assert "copies_over_dense" not in job.summary(finished_runs(268_336))
+
+
+def test_a_job_says_on_stderr_what_it_runs_and_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = iter(finished_runs(268_336))
+    monkeypatch.setattr(job, "run_child", lambda *_: next(runs))
+    job.main(["--case", "b", "--seeds", "1,2"])
+    said = capsys.readouterr()
+    assert said.err.splitlines()[:4] == [
+        "case b, run 1 of 5: ours, seed 1",
+        "case b, run 1 of 5: ours, seed 1: 2.0 s",
+        "case b, run 2 of 5: reference, seed 1",
+        "case b, run 2 of 5: reference, seed 1: 6.0 s",
+    ]
+    assert len(said.err.splitlines()) == 10
+    assert "copies_over_dense is left out" in said.out and "copies" not in said.out.splitlines()[-1]
 
 
 @pytest.mark.slow
