@@ -74,3 +74,10 @@ def _typed(parse: Parse) -> Parse:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse_text
+
+
+def add_keep_memory(parser: argparse.ArgumentParser) -> None:
+    """Add --keep_memory to a benchmark's flags."""
+    parser.add_argument(
+        "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
+    )

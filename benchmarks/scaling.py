@@ -1,11 +1,12 @@
 """How a search grows: its step with the number of weights, its epoch with the number of images.
 
-    python benchmarks/scaling.py [--plot benchmarks/scaling.png]
+    python benchmarks/scaling.py [--keep_memory] [--plot benchmarks/scaling.png]
 
 Slopes are exponents: 1 means twice the time for twice the size. "added" is what an iteration of
 the search takes beyond two dense steps; the reference has the authors' arithmetic.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks import reference
 from benchmarks.contenders import ADAM, SGD, Bench, Case, LoopLog
-from benchmarks.flags import Parser, one_of, picture, several, whole
+from benchmarks.flags import Parser, add_keep_memory, one_of, picture, several, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from data.cache import resized, room
 from data.images import ArrayImages
@@ -30,6 +31,7 @@ from pruning.masks import prunable
 from pruning.method import Search
 from pruning.scores import learn_masks
 from utils.errors import UsageError
+from utils.memory import keep_freed_memory
 
 DENSE, OURS, REFERENCE = "dense", "search", "reference_search"
 
@@ -116,7 +118,9 @@ def draw(path: Path, steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str,
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     sizes = [row["weights"] for row in steps]
     for name, title in ((REFERENCE, "authors' arithmetic"), (OURS, "ours")):
-        left.plot(sizes, [row[f"{name} added ms"] for row in steps], "o-", label=title)
+        added = [row[f"{name} added ms"] for row in steps]
+        shown = [ms if ms > 0 else math.nan for ms in added]  # less than nothing is noise
+        left.plot(sizes, shown, "o-", label=title)
     left.plot(sizes, [row[f"{DENSE} ms"] for row in steps], "k:", label="two dense steps")
     left.set(xlabel="prunable weights", ylabel="ms added to two dense steps")
     left.legend()
@@ -149,6 +153,7 @@ def flags() -> Parser:
     parser.add_argument(
         "--epochs", type=whole(2), default=3, help="epochs with each; the first fills the cache"
     )
+    add_keep_memory(parser)
     parser.add_argument(
         "--plot", type=picture, default=str(Path(__file__).with_name("scaling.png"))
     )
@@ -159,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = flags()
     args = parser.parse_args(argv)
+    if args.keep_memory:
+        keep_freed_memory()
     cases = [Case(name, args.size, args.batch) for name in args.networks]
     try:
         for case in cases:

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import profiling, reference, stem
 from benchmarks.contenders import Batches, Bench, Case
-from benchmarks.flags import Parser, share, whole
+from benchmarks.flags import Parser, add_keep_memory, share, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
 from models import NETWORKS
 from models.classifier import PromptedClassifier
@@ -94,9 +94,7 @@ def flags() -> Parser:
     parser.add_argument("--iterations", type=whole(1), default=4, help="iterations a turn")
     parser.add_argument("--repeats", type=whole(1), default=9, help="turns of each contender")
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
-    parser.add_argument(
-        "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
-    )
+    add_keep_memory(parser)
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
         "--profile",
