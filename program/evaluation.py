@@ -45,6 +45,7 @@ class Checkpoint:
     flags: Mapping[str, Any]
     claimed: float | None = None  # the accuracy that the file itself states, percent
     notes: tuple[str, ...] = ()
+    ours: bool = True
 
 
 def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -> dict[str, Any]:
@@ -106,12 +107,15 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
 
 
 def _check_typed(path: Path, found: Checkpoint, flags: Mapping[str, Any]) -> None:
-    """Raises UsageError when the file holds another network or density than was typed."""
+    """Raises UsageError when the file holds another network or density than was typed.
+
+    The authors' ties are pruned, so that their files may keep fewer than a density says.
+    """
     network, density = found.flags["network"], flags.get("density")
     if flags.get("network", network) != network:
         raise UsageError(f"{path} holds a {network}, not a {flags['network']}: drop --network")
     kept, total = kept_count(found.masks), total_count(found.masks)
-    if density is not None and kept != total - pruned_count(total, density):
+    if found.ours and density is not None and kept != total - pruned_count(total, density):
         raise UsageError(
             f"{path} keeps {kept:,} of {total:,} weights, which is not density {density:g}: drop "
             "--density"
@@ -193,7 +197,8 @@ def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) ->
             model.prompt.program.copy_(foreign.prompt.program)
     model.label_map = foreign.label_map
     claimed = None if foreign.claimed_accuracy is None else 100 * foreign.claimed_accuracy
-    return Checkpoint(model, foreign.masks, {"network": foreign.network}, claimed, foreign.notes)
+    flags = {"network": foreign.network}
+    return Checkpoint(model, foreign.masks, flags, claimed, foreign.notes, ours=False)
 
 
 def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:

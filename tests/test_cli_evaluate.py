@@ -167,6 +167,19 @@ def test_inferred_density_of_an_authors_file_is_noted(tmp_path):
     assert any("density 0.4 inferred" in note for note in found["notes"])
 
 
+def test_authors_file_with_ties_at_the_threshold_is_measured_and_noted(tmp_path):
+    file = checkpoint("resnet20", 0.4)
+    file["mapping_sequence"] = torch.randperm(10)
+    for key, tensor in file["state_dict"].items():
+        if key.endswith("popup_scores"):
+            file["state_dict"][key] = torch.full_like(tensor, 0.5 if key.startswith("conv1") else 1)
+    torch.save(file, tmp_path / "2best.pth")
+    words = ["--dataset", "digits", "--density", 0.9999]
+    found = evaluate(tmp_path / "2best.pth", *words).result
+    assert found["prunable"] - found["kept"] == 3 * 16 * 9 > 0.0001 * found["prunable"]
+    assert any("ties at the threshold are pruned" in note for note in found["notes"])
+
+
 @pytest.fixture(scope="module")
 def authors(tmp_path_factory):
     """A ResNet-18 in their format, and the network that it stands for."""
