@@ -5,21 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import config
 from utils.config import number
 
 Parse = Callable[[str], Any]
 PICTURES = (".png", ".pdf", ".svg")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line."""
+class Parser(config.Parser):
+    """The program's parser, which here ends with one line itself."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        super().__init__(description=description)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the flags)\n")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.pretrained import hub_state, misfit, read_state
 from models.resnet_cifar import resnet20
 from models.stem import speed_up_stem
-from utils.config import flag, word
+from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError
 from utils.seed import key_seed
 from utils.tensors import SUFFIXES
@@ -142,13 +142,24 @@ def _head_size(row: Backbone, state: Mapping[str, Tensor]) -> int | None:
 
 def _load(name: str, row: Backbone, weights: str) -> dict[str, Tensor] | None:
     """The state dict that `weights` stands for; None for `none`."""
+    path = weights_file(name, weights)
+    if path is not None:
+        return read_state(path)
     if weights == "none":
         return None
-    if weights in row.named:
-        source = row.named[weights]
-        return read_state(SHIPPED / source) if source.endswith(SUFFIXES) else hub_state(source)
-    path, known = Path(weights).expanduser(), {n for r in NETWORKS.values() for n in r.named}
-    if weights in known or not (path.suffix or path.exists()):
-        choices = ", ".join((*row.named, "none"))
-        raise UsageError(f"{name} has no weights {weights!r}: choose {choices} or a file")
-    return read_state(path)
+    source = row.named[weights]
+    return read_state(SHIPPED / source) if source.endswith(SUFFIXES) else hub_state(source)
+
+
+def weights_file(name: str, weights: str) -> Path | None:
+    """The file that `weights` is, which may be missing; None for a name that the network has.
+
+    Raises UsageError for a name that it has not.
+    """
+    own, path = (*backbone(name).named, "none"), Path(weights).expanduser()
+    if weights in own:
+        return None
+    of_others = weights in {n for row in NETWORKS.values() for n in row.named}
+    if of_others or not (path.suffix or path.exists()):
+        raise UsageError(f"{name} has no weights {not_one_of(weights, own, ' or a file')}")
+    return path

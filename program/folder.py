@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from data import SPECS
-from models.backbones import backbone
+from models.backbones import weights_file
 from program.settings import Config, complete
 from pruning import METHODS
-from utils.config import flatten, not_one_of, replace_flags
-from utils.errors import UsageError, VPNsError
+from utils.config import flatten, replace_flags
+from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.identity import (
     NOT_IDENTITY,
@@ -31,22 +31,13 @@ def run_folder(config: Config) -> Path:
         chosen["density_list"] = config.levels
     if SPECS[config.data.dataset].classes is None:
         chosen["data"] = str(Path(config.data.data or "").resolve())  # the images are the dataset
-    for source in ("init_mask", "init_from", "weights"):
-        if chosen.get(source) and not (source == "weights" and is_name(config)):
+    named = weights_file(config.network.network, config.network.weights) is None
+    for source in ("init_mask", "init_from", *(() if named else ("weights",))):
+        if chosen.get(source):
             chosen[source] = content_of(Path(chosen[source]).expanduser())
     digest = config_hash(chosen)
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
     return parent / f"seed{config.run.seed}-{digest}"
-
-
-def is_name(config: Config) -> bool:
-    """Whether --weights names weights. Raises UsageError when it is neither a name nor a file."""
-    weights, names = config.network.weights, (*backbone(config.network.network).named, "none")
-    path = Path(weights).expanduser()
-    if weights not in names and not (path.suffix or path.exists()):
-        wrong = not_one_of(weights, names, " or a file")
-        raise UsageError(f"{config.network.network} has no weights {wrong}")
-    return weights in names
 
 
 def content_of(path: Path) -> str:

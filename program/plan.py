@@ -54,9 +54,10 @@ def layer_sizes(config: Config, classes: int | None) -> list[int]:
 
 def check_floor(config: Config, classes: int | None) -> None:
     """Raises UsageError when a density leaves too few weights for --min_layer_density."""
-    sizes = layer_sizes(config, classes)
+    floor = config.method.min_layer_density
+    sizes = layer_sizes(config, classes) if floor else ()
     for density in config.levels:
-        require_room(sizes, density, config.method.min_layer_density)
+        require_room(sizes, density, floor)
 
 
 def origins(config: Config, typed: set[str]) -> dict[str, str]:

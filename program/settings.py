@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import SPECS, DataConfig
-from models import MAPPINGS, NETWORKS, NetworkConfig
-from models.backbones import backbone
+from models import MAPPINGS, NetworkConfig
+from models.backbones import backbone, weights_file
 from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
@@ -311,10 +311,8 @@ def check(config: Config) -> None:
     config.build_prompt()
     row, spec = backbone(config.network.network), SPECS[config.data.dataset]
     weights, classes = config.network.weights, spec.classes
-    if weights not in row.named and weights in {n for o in NETWORKS.values() for n in o.named}:
-        names = ", ".join((*row.named, "none"))
-        raise UsageError(f"{config.network.network} has no weights {weights!r}: {names} or a file")
-    if classes and (weights in row.named or weights == "none"):
+    named = weights_file(config.network.network, weights) is None
+    if classes and named:
         check_classes(row.source_classes, classes, config.method.label_mapping_mode)
 
 

@@ -37,10 +37,14 @@ SHARES = (0, 0.01, 0.5, 0.99)
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The folder of a run that was killed in its search and left a state."""
-    save_dir = tmp_path_factory.mktemp("stopped") / "run"
-    kill = (Level, "save", 1, send("SIGKILL"), True)
-    forked(save_dir, *QUICK, before=lambda: at_call(*kill))
-    return only_run(save_dir)
+    return killed_after(tmp_path_factory.mktemp("stopped"), "save")
+
+
+def killed_after(folder, method):
+    """The folder of a run that was killed after the first call of a method of Level."""
+    kill = (Level, method, 1, send("SIGKILL"), True)
+    forked(folder / "run", *QUICK, before=lambda: at_call(*kill))
+    return only_run(folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -511,10 +515,7 @@ def test_authors_file_with_impossible_values_is_refused(enter, tmp_path, change,
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """The folder of a run that was killed after its search."""
-    save_dir = tmp_path_factory.mktemp("searched") / "run"
-    kill = (Level, "save_search", 1, send("SIGKILL"), True)
-    forked(save_dir, *QUICK, before=lambda: at_call(*kill))
-    return only_run(save_dir)
+    return killed_after(tmp_path_factory.mktemp("searched"), "save_search")
 
 
 def planted(folder, tmp_path, plant, *words):
