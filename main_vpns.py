@@ -53,15 +53,15 @@ from pruning.measure import measured
 from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
+from runfolder.level import Level
+from runfolder.run import COLUMNS, Run, open_run
+from runfolder.shared import Shared
 from utils.config import flatten
 from utils.errors import Interrupted, VPNsError
 from utils.files import NO_ROOM, write_problem
-from utils.level import Level
 from utils.memory import keep_freed_memory
 from utils.remember import remembered
-from utils.runlog import COLUMNS, Run, open_run
 from utils.seed import choose_device
-from utils.shared import Shared
 from utils.tensors import understood
 
 

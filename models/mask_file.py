@@ -13,8 +13,8 @@ from models.classifier import PromptedClassifier
 from models.foreign_masks import threshold_masks
 from models.foreign_network import MASK, SCORE, layers, plain
 from models.pretrained import misfit
-from utils.checkpoint import read_meta, unpack_tensor
 from utils.errors import UsageError, VPNsError
+from utils.model_file import read_meta, unpack_tensor
 from utils.tensors import read_tensors, understood
 
 

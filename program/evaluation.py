@@ -26,10 +26,10 @@ from pruning.masks import (
     total_count,
 )
 from pruning.measure import evaluate
-from utils.checkpoint import read_meta
+from runfolder.identity import model_flags
 from utils.config import check_flags, flatten, replace_flags
 from utils.errors import UsageError
-from utils.identity import model_flags
+from utils.model_file import read_meta
 from utils.tensors import read_tensors, understood
 
 UNCOMPILED = {"compile": False}  # unless typed: one look at the test images does not repay it

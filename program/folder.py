@@ -7,10 +7,7 @@ from data import SPECS
 from models.backbones import weights_file
 from program.settings import Config, complete
 from pruning import METHODS
-from utils.config import flatten, replace_flags
-from utils.errors import VPNsError
-from utils.files import sha256_file
-from utils.identity import (
+from runfolder.identity import (
     NOT_IDENTITY,
     config_hash,
     identity,
@@ -18,6 +15,9 @@ from utils.identity import (
     resumed_folder,
     set_aside,
 )
+from utils.config import flatten, replace_flags
+from utils.errors import VPNsError
+from utils.files import sha256_file
 
 
 def run_folder(config: Config) -> Path:

@@ -21,9 +21,10 @@ from pruning.masks import (
     total_count,
 )
 from pruning.method import Trained
-from utils.checkpoint import States, load_model
+from runfolder.level import Level, level_name, require_progress
+from runfolder.states import States
 from utils.errors import UsageError, VPNsError
-from utils.level import Level, level_name, require_progress
+from utils.model_file import load_model
 from utils.tensors import SUFFIXES, read_tensors, require_like, understood
 
 

@@ -9,12 +9,12 @@ from models.artifact import export, masks_of
 from program.settings import Config
 from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
+from runfolder.identity import model_flags
+from runfolder.level import Level
+from runfolder.plots import draw_run
+from runfolder.run import Run, environment
 from utils.config import flatten
 from utils.errors import VPNsError
-from utils.identity import model_flags
-from utils.level import Level
-from utils.plots import draw_run
-from utils.runlog import Run, environment
 
 
 def record(log: Run) -> None:

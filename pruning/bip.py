@@ -80,4 +80,4 @@ def search_passes(epochs: int, updates: int, before: float, density: float) -> i
     return 2 * epochs
 
 
-BIP = Method(find_masks, finetunes=False, search_passes=search_passes)
+BIP = Method(find_masks, finetunes=False, search_passes=search_passes, curve=("#56B4E9", "^"))

@@ -74,4 +74,4 @@ def layer_weights(network: nn.Module, state: Tensors) -> Scores:
     return {n: state[f"network.{n}.weight"].to(layer.weight.device) for n, layer in layers}
 
 
-DENSE = Method(find_masks, only_density=1.0, search_passes=no_phase)
+DENSE = Method(find_masks, only_density=1.0, search_passes=no_phase, curve=("#000000", ""))

@@ -97,4 +97,4 @@ def _loss(search: Search, number: int, images: Tensor, labels: Tensor, share: fl
     return share * F.cross_entropy(logits / TEMPERATURE, labels)
 
 
-GRASP = Method(one_shot(scores), search_passes=no_phase)
+GRASP = Method(one_shot(scores), search_passes=no_phase, curve=("#44AA99", "P"))

@@ -71,4 +71,4 @@ def search_passes(epochs: int, updates: int, before: float, density: float) -> i
     return epochs * updates * len(rounds(before, density))
 
 
-LTH = Method(find_masks, chained=True, search_passes=search_passes)
+LTH = Method(find_masks, chained=True, search_passes=search_passes, curve=("#117733", "D"))

@@ -152,3 +152,5 @@ class Method:
     only_density: float | None = None  # the one density that the method makes
     search_passes: Callable[[int, int, float, float], int] = one_phase
     chained: bool = False  # each level goes on from the one before: densities must fall
+    exact: bool = True  # whether its masks have the very count that the density asks for
+    curve: tuple[str, str] | None = None  # colour and marker in the report's pictures

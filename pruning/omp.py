@@ -14,4 +14,4 @@ def scores(search: Search) -> Scores:
     return {name: weight.abs() for name, weight in dense_phase(search).items()}
 
 
-OMP = Method(one_shot(scores))
+OMP = Method(one_shot(scores), curve=("#E69F00", "v"))

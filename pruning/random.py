@@ -21,4 +21,4 @@ def scores(search: Search) -> Scores:
     }
 
 
-RANDOM = Method(one_shot(scores), search_passes=no_phase)
+RANDOM = Method(one_shot(scores), search_passes=no_phase, curve=("#888888", ">"))

@@ -26,4 +26,4 @@ def scores(search: Search) -> Scores:
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
 
 
-SNIP = Method(one_shot(scores), search_passes=no_phase)
+SNIP = Method(one_shot(scores), search_passes=no_phase, curve=("#CC6677", "X"))

@@ -55,7 +55,7 @@ class Stage:
 
 
 class Log(Protocol):
-    """What a stage reports to, and where its states are kept (utils/level.py)."""
+    """What a stage reports to, and where its states are kept (runfolder/level.py)."""
 
     key: tuple[object, ...]  # (seed, density): every random draw of the level starts from it
 

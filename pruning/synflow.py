@@ -74,4 +74,4 @@ def _below_zero(mask: Tensor) -> Tensor:
     return torch.linspace(-2, -1, mask.numel(), device=mask.device).view(mask.shape)
 
 
-SYNFLOW = Method(find_masks, search_passes=no_phase)
+SYNFLOW = Method(find_masks, search_passes=no_phase, curve=("#999933", "<"))

@@ -10,8 +10,8 @@ from typing import Any
 
 import cli
 
+from runfolder.run import lock
 from utils.errors import VPNsError
-from utils.runlog import lock
 
 Row = Mapping[str, Any]
 GROUPS = {"0": (0, 0), "1-2": (1, 2), "3-5": (3, 5), "6+": (6, 10**9)}  # numbers of resumes

@@ -10,7 +10,7 @@ from random import Random
 
 import cli
 
-from utils.runlog import Run
+from runfolder.run import Run
 from utils.signals import SIGNALS, Stop
 
 NUMBERS_OF_KILLS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12)

@@ -25,9 +25,9 @@ from pruning.measure import evaluate
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
+from runfolder.level import Level
 from utils import seed
 from utils.errors import Interrupted, NumericError
-from utils.level import Level
 from utils.loss_scale import MOST_SKIPPED, LossScale
 from utils.precision import DTYPES, Precision
 

@@ -20,8 +20,10 @@ from prompts.pad import PadPrompt
 from pruning.masks import apply_masks, keep_top, prunable
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
-from utils.checkpoint import (
-    States,
+from runfolder.states import States
+from utils.errors import VPNsError
+from utils.files import atomic_write, sha256, sha256_file, write_problem
+from utils.model_file import (
     load_model,
     pack_tensor,
     read_meta,
@@ -30,8 +32,6 @@ from utils.checkpoint import (
     unpack_tensor,
     write_with_sum,
 )
-from utils.errors import VPNsError
-from utils.files import atomic_write, sha256, sha256_file, write_problem
 from utils.optim import Optim, OptimConfig
 
 

@@ -16,7 +16,7 @@ from test_foreign import authors_mask, checkpoint, layers_of, scores_of
 
 from data import DataConfig, load_data
 from program.evaluation import read_checkpoint
-from utils.level import Level
+from runfolder.level import Level
 
 LEVEL = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]
 

@@ -15,7 +15,7 @@ from cli import forked, hashes, only_run, run
 from models.classifier import PromptedClassifier
 from program import record
 from pruning.training import _Training
-from utils.checkpoint import States
+from runfolder.states import States
 
 FLAGS = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]
 FLAGS += ["--input_size", 4, "--output_size", 4]

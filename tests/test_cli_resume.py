@@ -33,11 +33,11 @@ from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
 from pruning.training import _Training
+from runfolder.level import Level
+from runfolder.pace import Pace
+from runfolder.run import Run
+from runfolder.states import States
 from utils import level, shared
-from utils.checkpoint import States
-from utils.level import Level
-from utils.pace import Pace
-from utils.runlog import Run
 from utils.signals import SIGNALS
 
 QUICK = ["--epochs", 2, "--eval_every", 0, "--input_size", 4, "--output_size", 4]

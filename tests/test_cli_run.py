@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from data.views import View
 from models.artifact import masks_of
 from program.settings import Config
-from utils.checkpoint import load_model
+from runfolder.results import find_dense
 from utils.config import flatten
-from utils.results import find_dense
+from utils.model_file import load_model
 
 LEVEL = {
     f"{name}.safetensors{end}" for name in ("model", "search") for end in ("", ".sha256")

@@ -33,8 +33,8 @@ import main_vpns
 from data import decoding, faults, opening
 from models.classifier import PromptedClassifier
 from program import evaluation, record
+from runfolder.run import Run
 from utils import level
-from utils.runlog import Run
 from utils.signals import SIGNALS, Stop
 
 QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
@@ -169,7 +169,7 @@ def test_signal_after_the_data_were_checked_is_too_late(tmp_path, words):
 def test_signal_during_a_report_is_one_line_and_leaves_nothing(stub, tmp_path):
     stub("matplotlib", "SIGINT")
     make_run(tmp_path / "runs", "vpns", 7, {0.1: 80.0})
-    words = [sys.executable, "-m", "utils.report", tmp_path / "runs", "--out", tmp_path / "out"]
+    words = [sys.executable, "-m", "report", tmp_path / "runs", "--out", tmp_path / "out"]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 75 and not ended.stdout
     assert ended.stderr == f"error: {STARTS_AGAIN.format('SIGINT')}\n"

@@ -15,9 +15,7 @@ from program.folder import default_flags
 from program.plan import plan
 from program.settings import Config, complete, parse_densities, read_config
 from pruning import METHODS
-from utils.config import flags_of, flatten, number, parse_flags, replace_flags
-from utils.errors import UsageError, VPNsError
-from utils.identity import (
+from runfolder.identity import (
     NOT_IDENTITY,
     config_hash,
     difference,
@@ -26,6 +24,8 @@ from utils.identity import (
     resumed_folder,
     set_aside,
 )
+from utils.config import flags_of, flatten, number, parse_flags, replace_flags
+from utils.errors import UsageError, VPNsError
 from utils.optim import parse_shares
 
 DEFAULTS = flatten(complete(Config()))
@@ -472,7 +472,7 @@ def test_there_may_be_nothing_to_set_aside(tmp_path: Path) -> None:
 def test_a_run_at_work_is_not_set_aside(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "seed7-a")
     code = (
-        "import sys; from pathlib import Path; from utils.runlog import lock\n"
+        "import sys; from pathlib import Path; from runfolder.run import lock\n"
         "held = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     words = [sys.executable, "-c", code, str(folder / "run.lock")]

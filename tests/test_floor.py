@@ -18,9 +18,9 @@ from models.artifact import masks_of
 from program.evaluation import read_checkpoint
 from pruning import METHODS
 from pruning.masks import keep_top, kept_count, layer_densities, prunable
-from utils.checkpoint import load_model
+from runfolder.level import Level
 from utils.errors import NumericError, UsageError
-from utils.level import Level
+from utils.model_file import load_model
 
 FINITE = VALUES.filter(lambda value: abs(value) < 3.4e38)
 

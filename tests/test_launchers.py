@@ -28,7 +28,8 @@ class Project:
         self.root, self.notes = folder / "a copy of vpns", folder / "what happened"
         self.notes.mkdir()
         unused = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "utils", self.root / "utils", ignore=unused)
+        for room in ("utils", "report", "runfolder"):
+            shutil.copytree(ROOT / room, self.root / room, ignore=unused)
         for pattern in ("*.sh", "requirements*.txt"):
             for file in ROOT.glob(pattern):
                 shutil.copy(file, self.root)
@@ -409,7 +410,7 @@ def test_report_that_fails_is_the_launchers_failure(project):
 
 def test_report_that_is_stopped_makes_the_launcher_75(project):
     stopped = "raise SystemExit(75)"
-    (project.root / "utils/report/__main__.py").write_text(stopped)
+    (project.root / "utils/report.py").write_text(stopped)
     done = project.run("bash", "vpns.sh", SEEDS="1", FAKE_REPORT="1")
     assert done.returncode == 75
 

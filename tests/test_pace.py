@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.pace import Pace
+from runfolder.pace import Pace
 
 
 class Clock:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from utils import report
+import report
+from runfolder.plots import curves_figure, draw_curves, draw_run
+from runfolder.results import find_dense, read_results, run_folder, sparsity
 from utils.errors import VPNsError
-from utils.plots import curves_figure, draw_curves, draw_run
-from utils.results import find_dense, read_results, run_folder, sparsity
 
 HEADER = "density,real_density,kept,prunable,before,after_search,clean,prompted,passes\n"
 CSV = HEADER + (

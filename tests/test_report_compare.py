@@ -6,12 +6,12 @@ import json
 import pytest
 from report_runs import HEADER, make_run, prompt, row, set_state
 
-from utils import report
-from utils.report.compare import compare, summarize
-from utils.report.contents import accuracy_table, comparison_table, cost_table, own_tables
-from utils.report.panel import panels
-from utils.report.panel_plots import STYLES, comparison_figure
-from utils.report.records import load_records
+import report
+from report.compare import compare, summarize
+from report.contents import accuracy_table, comparison_table, cost_table, own_tables
+from report.panel import panels
+from report.panel_plots import STYLES, comparison_figure
+from report.records import load_records
 
 FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv", "table.tex"]
 

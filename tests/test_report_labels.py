@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 from report_runs import BOTH, NEITHER, make_run
 
+from report.labels import PLACE
+from report.paper import FILE, NOT_MADE, SOURCES, numbers, published
+from report.records import load_records
+from runfolder.identity import NOT_IDENTITY
+from runfolder.results import find_runs
 from utils.errors import VPNsError
-from utils.identity import NOT_IDENTITY
-from utils.report.labels import PLACE
-from utils.report.paper import FILE, NOT_MADE, SOURCES, numbers, published
-from utils.report.records import load_records
-from utils.results import find_runs
 
 CELLS = {0.1: 90.0}
 

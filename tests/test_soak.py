@@ -17,7 +17,7 @@ from soak_run import Attempt
 from tqdm import tqdm
 from tqdm.std import TqdmDefaultWriteLock
 
-from utils.runlog import lock
+from runfolder.run import lock
 
 SOAK = [sys.executable, str(Path(__file__).with_name("soak.py"))]
 RUN = "vpns/resnet20-digits-vpns/seed7-0123abcd"

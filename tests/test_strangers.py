@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from test_foreign import checkpoint
 from torch import nn
 
-from utils.checkpoint import load_model, save_model
+from runfolder.level import Level
 from utils.errors import VPNsError
-from utils.level import Level
+from utils.model_file import load_model, save_model
 from utils.tensors import read_tensors
 
 QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.report.compare import Summary, summarize
-from utils.report.paper import NAMES, Curve, published
-from utils.report.records import Record
-from utils.results import DENSE, Row
+from report.compare import Summary, summarize
+from report.paper import NAMES, Curve, published
+from report.records import Record
+from runfolder.results import DENSE, Row
 
 # Methods that prune round by round, so that their published sparsities are their own.
 OWN_LEVELS = ("lth",)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from report.labels import label
+from runfolder.results import DENSE, RUN_FILES, Row, find_runs, read_results, sparsity
 from utils.errors import VPNsError
 from utils.files import is_amount, read_object
-from utils.report.labels import label
-from utils.results import DENSE, RUN_FILES, Row, find_runs, read_results, sparsity
 
 NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.report.labels import PLACE
-from utils.report.panel import Panel
-from utils.report.records import Record
+from report.labels import PLACE
+from report.panel import Panel
+from report.records import Record
 
 
 def commands_and_machines(shown: Sequence[Panel]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
+from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, require_like, understood
 
 Tensors = dict[str, Tensor]

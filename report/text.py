@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from utils.report import csv_rows as csv
-from utils.report.commands import commands_and_machines
-from utils.report.contents import (
+from report import csv_rows as csv
+from report.commands import commands_and_machines
+from report.contents import (
     accuracy_table,
     comparison_table,
     cost_table,
@@ -13,8 +13,8 @@ from utils.report.contents import (
     percents,
     seed_list,
 )
-from utils.report.panel import Panel
-from utils.report.tables import comma_separated, latex, markdown
+from report.panel import Panel
+from report.tables import comma_separated, latex, markdown
 
 INTRODUCTION = """# Accuracy against sparsity
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runfolder.results import Row, find_dense, read_results, sparsity
 from utils.files import atomic_write
-from utils.results import Row, find_dense, read_results, sparsity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

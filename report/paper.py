@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.report.labels import BOTH, deviations
+from report.labels import BOTH, deviations
 
 FILE = Path(__file__).with_name("paper_results.csv")
 Curve = dict[float, tuple[float, float | None]]  # sparsity: accuracy, standard deviation

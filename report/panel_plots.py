@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from utils.plots import new_figure
-from utils.report.panel import Panel
-from utils.report.sparsity_axis import name_sparsities
-from utils.results import DENSE
+from report.panel import Panel
+from report.sparsity_axis import name_sparsities
+from runfolder.plots import new_figure
+from runfolder.results import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

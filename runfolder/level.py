@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import States, load_model, save_model
+from runfolder.pace import Pace
+from runfolder.run import Run, read_row
+from runfolder.states import States
 from utils.errors import VPNsError
-from utils.pace import Pace
-from utils.runlog import Run, read_row
+from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, understood
 
 AFTER_SEARCH = ("finetune", "post_prompt")

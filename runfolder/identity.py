@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runfolder.run import lock
 from utils.config import not_one_of
 from utils.errors import UsageError
 from utils.files import read_object
-from utils.runlog import lock
 
 # Flags that change no number of a run, and the seed and densities, which have their own names.
 NOT_IDENTITY = frozenset(

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import torch
 
-from utils.checkpoint import read_meta
 from utils.errors import DataError, Interrupted, VPNsError
 from utils.files import atomic_write, is_amount, parse_object, read_object, write_problem
+from utils.model_file import read_meta
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from utils.report.compare import Difference, Summary, compare
-from utils.report.panel import Panel
-from utils.report.paper import Curve
-from utils.report.tables import Table
-from utils.results import DENSE
+from report.compare import Difference, Summary, compare
+from report.panel import Panel
+from report.paper import Curve
+from report.tables import Table
+from runfolder.results import DENSE
 
 
 def percents(levels: Iterable[float]) -> list[str]:

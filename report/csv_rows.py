@@ -1,7 +1,7 @@
 """table.csv of a report: one row a method and sparsity, exact numbers."""
 
-from utils.report.compare import Summary
-from utils.report.panel import Panel
+from report.compare import Summary
+from report.panel import Panel
 
 COLUMNS = (
     "network", "dataset", "method", "sparsity", "seeds", "n", "clean_mean", "clean_std",

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from report.panel import Panel, panels
+from report.records import load_records
+from report.tables import aligned
+from report.text import report_csv, report_markdown, report_tex
+from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
 from utils.config import Parser
 from utils.errors import UsageError, VPNsError
 from utils.files import atomic_write
-from utils.report.panel import Panel, panels
-from utils.report.records import load_records
-from utils.report.tables import aligned
-from utils.report.text import report_csv, report_markdown, report_tex
-from utils.results import Row, find_dense, read_results, run_folder, sparsity
 
 PICTURE = "accuracy_vs_sparsity.png"
 
@@ -71,8 +71,8 @@ def write_report(runs: Sequence[Path], out: Path, options: Any) -> str:
     `options` has reference (a label or None), paper (whether to show its numbers) and accuracy.
     Raises VPNsError, UsageError for a reference that is not there.
     """
-    from utils.plots import save_figure
-    from utils.report.panel_plots import comparison_figure
+    from report.panel_plots import comparison_figure
+    from runfolder.plots import save_figure
 
     records, notes = load_records(runs)
     shown = panels(records, options.accuracy)

@@ -1,0 +1,85 @@
+"""The training states of one level: numbered, checked on load, the newest two kept."""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import VPNsError
+from utils.model_file import side_car, write_with_sum
+from utils.tensors import read_tensors, understood
+
+KEPT_STATES = 2
+
+
+class States:
+    """The numbered training states of one level, `state-<n>.pt`; the newest two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def numbers(self) -> list[int]:
+        """Numbers of the states on disk, newest first."""
+        names = [path.stem.removeprefix("state-") for path in self.folder.glob("state-*.pt")]
+        ours = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+        return sorted(ours, reverse=True)
+
+    def path(self, number: int) -> Path:
+        """The file of a state."""
+        return self.folder / f"state-{number}.pt"
+
+    def newest_path(self) -> Path | None:
+        """The file of the newest state, good or not; None without one."""
+        numbers = self.numbers()
+        return self.path(numbers[0]) if numbers else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the next state, then drop all but the newest two.
+
+        The bytes are made first and written by us: on a full disk torch.save raises an error
+        that does not say so.
+        """
+        numbers = self.numbers()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_with_sum(self.path(numbers[0] + 1 if numbers else 1), buffer.getbuffer())
+        for old in numbers[KEPT_STATES - 1 :]:
+            self._remove(old)
+
+    def newest(
+        self, check: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest good state or None, and a line for each damaged one that was passed over.
+
+        `check` raises ValueError for what is no state of the level: it counts as damaged.
+        A damaged file is renamed, so that it does not take the place of a good one later.
+        """
+        problems: list[str] = []
+        for number in self.numbers():
+            path = self.path(number)
+            try:
+                state = read_tensors(path)
+                with understood(path):
+                    check(state)
+                return state, problems
+            except VPNsError as error:
+                problems.append(f"{error} (kept as {path.name}.damaged)")
+                os.replace(path, path.with_name(path.name + ".damaged"))
+                side_car(path).unlink(missing_ok=True)
+        return None, problems
+
+    def remove_all(self) -> None:
+        """Drop every state and every side-car without one."""
+        for number in self.numbers():
+            self._remove(number)
+        for pattern in ("state-*.pt.sha256", "state-*.pt.damaged"):
+            for orphan in self.folder.glob(pattern):
+                orphan.unlink(missing_ok=True)
+
+    def _remove(self, number: int) -> None:
+        self.path(number).unlink(missing_ok=True)
+        side_car(self.path(number)).unlink(missing_ok=True)
