@@ -9,28 +9,26 @@ from utils.signals import Stop, end_at_once
 if __name__ == "__main__":
     end_at_once()  # if a signal comes during the imports below, which take seconds
 
-import errno
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data import Data, load_data
 from models import PromptedClassifier, build_network
 from models.artifact import masks_of, restore
 from models.backbones import backbone
-from models.label_map import count_predictions, frequency_mapping, random_mapping
 from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
+from program.failures import one_line
 from program.folder import announce, run_folder, shared_settings
 from program.given import check_given, check_resumed, given_masks, trained_level
+from program.mapping import LabelMapping
 from program.plan import check_floor, plan
 from program.record import (
     describe,
@@ -43,13 +41,8 @@ from program.record import (
 )
 from program.settings import Config, check_classes, read_config
 from pruning import METHODS, Search
-from pruning.masks import (
-    MaskKeeper,
-    Masks,
-    apply_masks,
-    layer_densities,
-)
-from pruning.measure import measured
+from pruning.masks import MaskKeeper, Masks, layer_densities
+from pruning.measure import Counts, evaluate
 from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
@@ -57,11 +50,9 @@ from runfolder.level import Level
 from runfolder.run import COLUMNS, Run, open_run
 from runfolder.shared import Shared
 from utils.config import flatten
-from utils.errors import Interrupted, VPNsError
-from utils.files import NO_ROOM, write_problem
+from utils.device import choose_device
+from utils.errors import Interrupted
 from utils.memory import keep_freed_memory
-from utils.remember import remembered
-from utils.seed import choose_device
 from utils.tensors import understood
 
 
@@ -113,25 +104,28 @@ def make_levels(
     config: Config, levels: Sequence[Level], rows: list, data: Data, device: torch.device
 ) -> None:
     """Fill the gaps in `rows`, in place; results.csv and curves.png follow each level."""
+    mapping = LabelMapping(config, data)
     for number, level in enumerate(levels):
         if rows[number] is None:
-            rows[number] = make_level(config, level, data, device)
+            rows[number] = make_level(config, level, data, mapping, device)
             record(level.run)
 
 
 def make_level(
-    config: Config, level: Level, data: Data, device: torch.device
+    config: Config, level: Level, data: Data, mapping: LabelMapping, device: torch.device
 ) -> dict[str, Any]:
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
     model = build_model(config, len(data.classes), device)
-    masks, before = find_or_load_masks(config, level, data, model)
+    remap = partial(mapping.remap, model)
+    ended = read_search(config, level, data, model)
+    masks, row, test = ended or find_masks(config, level, data, model, mapping)
     if config.finetunes and not level.reached("post_prompt"):
-        run_stage(model, finetuning(config, model, masks, data), data, level)
+        test = run_stage(model, finetuning(config, model, masks, remap), data, level)
     if config.method.post_prompt != "none":
-        run_stage(model, post_prompting(config, model, data), data, level)
-    clean = measured(model, data.test)
-    prompted = measured(model, data.test, prompted=True) if config.ends_prompted else None
-    row = results_row(level, masks) | before
+        test = run_stage(model, post_prompting(config, model, remap), data, level)
+    clean = test or evaluate(model, data.test)
+    prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
+    row = results_row(level, masks) | row
     row |= {"clean": percent(clean), "prompted": prompted and percent(prompted)}
     save_level(config, level, model, masks, row)
     return row
@@ -151,106 +145,73 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
     return model
 
 
-def find_or_load_masks(
+Found = tuple[Masks, dict[str, Any], Counts | None]  # masks, accuracies, counts on the test images
+
+
+def find_masks(
+    config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
+) -> Found:
+    """Run the method's search, or take the masks of a file; keep what it ends with."""
+    level.begin("search")
+    before, tested = mapping.start(model), []
+    find = given_masks(config) or METHODS[config.method.prune_method].find_masks
+    masks = find(
+        Search(
+            model,
+            data,
+            level.density,
+            config.method.epochs,
+            views=config.views.search,
+            weight_optim=config.optim("weight"),
+            score_optim=config.optim("score"),
+            prompt_optim=config.optim("score_vp"),
+            log=level,
+            remap=partial(mapping.remap, model),
+            before_epoch=partial(mapping.remap, model) if config.maps_each_epoch else nothing,
+            previous=lambda: trained_level(config, level.previous, model.network.state_dict()),
+            once=shared(config, level, data).once,
+            floor=config.method.min_layer_density,
+            tested=tested.append,
+        )
+    )
+    test = (tested and tested[-1]) or evaluate(model, data.test)
+    level.note_layers(layer_densities(masks))
+    accuracies = {"before": percent(before), "after_search": percent(test)}
+    tensors, meta = exported(config, level, model, masks)
+    level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
+    return masks, accuracies, test
+
+
+def read_search(
     config: Config, level: Level, data: Data, model: PromptedClassifier
-) -> tuple[Masks, dict[str, Any]]:
-    """The masks of the search and its accuracies; a search that has ended is read back."""
+) -> Found | None:
+    """A search that has ended, read back into the model; None where it has not."""
     searched = level.searched()
     if searched is None:
-        return find_masks(config, level, data, model)
+        return None
     tensors, meta = searched
     with understood(level.search_path):
         restore(model, tensors, meta)
         if model.classes != len(data.classes):
             raise ValueError(f"it tells {model.classes} classes apart, not {len(data.classes)}")
         masks = masks_of(tensors, meta)
-        require_count(level, masks)
+        require_count(config, level.density, masks)
     level.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
-    return {name: mask.to(model.mean.device) for name, mask in masks.items()}, meta["accuracies"]
+    masks = {name: mask.to(model.mean.device) for name, mask in masks.items()}
+    return masks, meta["accuracies"], None
 
 
-def find_masks(
-    config: Config, level: Level, data: Data, model: PromptedClassifier
-) -> tuple[Masks, dict[str, Any]]:
-    """Run the method's search, or take the masks of a file; keep what it ends with."""
-    level.begin("search")
-    remap = label_mapping(config, data, model)
-    remap()
-    before = percent(measured(model, data.test))
-    find = given_masks(config) or METHODS[config.method.prune_method].find_masks
-    masks = find(make_search(config, level, data, model, remap))
-    apply_masks(model.network, masks)
-    level.note_layers(layer_densities(masks))
-    accuracies = {"before": before, "after_search": percent(measured(model, data.test))}
-    tensors, meta = exported(level, model, masks)
-    level.save_search(tensors, meta | describe(config, level) | {"accuracies": accuracies})
-    return masks, accuracies
-
-
-def make_search(
-    config: Config, level: Level, data: Data, model: PromptedClassifier, remap: Callable[[], None]
-) -> Search:
-    """All that a method may use, at this density."""
+def shared(config: Config, level: Level, data: Data) -> Shared:
+    """The results that the runs of an experiment share, such as the dense network of OMP."""
     folder = level.run.folder.parents[1] / "shared"
-    shared = Shared(folder, shared_settings(config, data.fingerprint), level, level.folder)
-    return Search(
-        model,
-        data,
-        level.density,
-        config.method.epochs,
-        views=config.views[0],
-        weight_optim=config.optim("weight"),
-        score_optim=config.optim("score"),
-        prompt_optim=config.optim("score_vp"),
-        log=level,
-        remap=remap,
-        before_epoch=remap if config.maps_each_epoch else nothing,
-        previous=lambda: trained_level(level.previous, model.network.state_dict()),
-        once=shared.once,
-        floor=config.method.min_layer_density,
-    )
-
-
-def label_mapping(
-    config: Config, data: Data, model: PromptedClassifier
-) -> Callable[[], None]:
-    """A function that maps the labels with the model as it is when called (paper, FLM).
-
-    Its draws depend on the seed alone, so that what a dense network gives is the same for all
-    densities.
-    """
-    mode, classes = config.method.label_mapping_mode, len(data.classes)
-
-    def remap() -> None:
-        if mode == "none":
-            return
-        if mode == "rlm":
-            head = backbone(config.network.network).head
-            sources = model.network.get_submodule(head).out_features
-            mapping = random_mapping(sources, classes, config.run.seed)
-        else:
-            mapping = frequency_mapping(count_mapped(config, data, model))
-        model.label_map = mapping.to(model.mean.device)
-
-    return remap
-
-
-def count_mapped(config: Config, data: Data, model: PromptedClassifier) -> Tensor:
-    """Which source classes the model sees in the training images of each class, (S, C)."""
-    view, classes = data.clean.in_batches_of(config.measured_batch), len(data.classes)
-    prompted, seed = config.maps_with_prompt, config.run.seed
-
-    def count() -> Tensor:
-        return count_predictions(model, view.batches(seed, "mapping"), classes, prompted)
-
-    return remembered(data.clean, model, ("mapping",), count)
+    return Shared(folder, shared_settings(config, data.fingerprint), level, level.folder)
 
 
 def finetuning(
-    config: Config, model: PromptedClassifier, masks: Masks, data: Data
+    config: Config, model: PromptedClassifier, masks: Masks, remap: Callable[[], None]
 ) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
-    views = config.views[1]
+    views = config.views.finetune
     weights = Group(tuple(model.network.parameters()), config.optim("weight"))
     return Stage(
         name="finetune",
@@ -258,12 +219,14 @@ def finetuning(
         groups=(weights, *prompt_groups(model.prompt, views, config.optim("weight_vp"))),
         views=views,
         keep_best=True,
-        before_epoch=label_mapping(config, data, model) if config.maps_each_epoch else nothing,
-        after_step=MaskKeeper(model.network, masks),
+        before_epoch=remap if config.maps_each_epoch else nothing,
+        renew=MaskKeeper(model.network, masks),
     )
 
 
-def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Stage:
+def post_prompting(
+    config: Config, model: PromptedClassifier, remap: Callable[[], None]
+) -> Stage:
     """A fresh prompt alone is trained for the finished network (paper, post-pruning prompt).
 
     BatchNorm stays in eval mode and the weights are frozen. Without fine-tuning the labels are
@@ -271,7 +234,6 @@ def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Sta
     """
     with torch.no_grad():
         model.prompt.program.zero_()
-    renewed = config.method.post_prompt == "zeroshot"
     return Stage(
         name="post_prompt",
         epochs=config.method.epochs,
@@ -279,7 +241,7 @@ def post_prompting(config: Config, model: PromptedClassifier, data: Data) -> Sta
         views=(PROMPTED,),
         frozen_statistics=True,
         carried=tuple(model.network.parameters()),
-        before_epoch=label_mapping(config, data, model) if renewed else nothing,
+        before_epoch=remap if config.method.post_prompt == "zeroshot" else nothing,
     )
 
 
@@ -314,25 +276,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # of a terminal that was closed
             print(f"error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error as one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, VPNsError | Interrupted):
-        return text
-    if isinstance(error, OSError):
-        if error.filename is None and error.errno in (errno.EPIPE, *NO_ROOM):
-            return f"the standard output takes no more ({error.strerror}): run the command again"
-        path = Path(error.filename or os.getcwd())
-        full = error.errno in NO_ROOM
-        return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
-    no_room = "allocate memory" in text or "Storage size calculation overflowed" in text
-    if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return f"out of memory, lower --batch_size or --cache_gb: {text}"
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"--compile fails here; it needs a C++ compiler: get g++ or drop it: {text[:180]}"
-    return f"{type(error).__name__}: {text[:300]} (this is a bug: run with --debug and report it)"
 
 
 if __name__ == "__main__":

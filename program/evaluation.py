@@ -140,23 +140,34 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     flags = _known_flags(state["config"])
     config = replace_flags(Config(), flags)
     values = dict(state["tensors"])
-    scores, mapped = values.pop("scores", None), values.pop("label_map", None)
+    scores, theta = values.pop("scores", None), values.pop("theta", None)
+    mapped = values.pop("label_map", None)
     if "prompt.program" in values:
         _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
     row = backbone(config.network.network)
-    source = "none" if scores is None else config.network.weights
+    source = config.network.weights if theta is None and scores is not None else "none"
     head = _state_head(config, values, scores)
     network = build_network(config.network.network, source, head, config.run.seed)
     model = PromptedClassifier(network, config.build_prompt(), row.mean, row.std)
     model.load_state_dict(values, strict=False)
     model.label_map = mapped
-    masks = {n: layer.weight != 0 for n, layer in prunable(network).items()}
-    if scores is not None:
-        parts = scores.abs().split([mask.numel() for mask in masks.values()])
-        ranked = {n: p.view(masks[n].shape) for n, p in zip(masks, parts, strict=True)}
-        masks = keep_top(ranked, state["density"], config.method.min_layer_density)
-        apply_masks(network, masks)
+    weights = prunable(network)
+    if theta is not None:  # BiP's dense weights, which its search trains beside the network
+        for name, part in _parts(theta, weights).items():
+            weights[name].data.copy_(part)
+    if scores is None:
+        return Checkpoint(model, {name: weight != 0 for name, weight in weights.items()}, flags)
+    floor = config.method.min_layer_density
+    masks = keep_top(_parts(scores.abs(), weights), state["density"], floor)
+    apply_masks(network, masks)
     return Checkpoint(model, masks, flags)
+
+
+def _parts(flat: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A flat tensor of a state (N,) in the shapes of the weights, by parameter name."""
+    parts = flat.split([weight.numel() for weight in weights.values()])
+    pairs = zip(weights.items(), parts, strict=True)
+    return {name: part.view(weight.shape) for (name, weight), part in pairs}
 
 
 def _state_head(
@@ -170,9 +181,9 @@ def _state_head(
         return None
     # A search state has scores instead of weights: what one output would need, and the rest.
     with torch.device("meta"):
-        layers = prunable(row.build(1))
-    one = sum(layer.weight.numel() for layer in layers.values())
-    return 1 + (scores.numel() - one) // layers[row.head].weight.numel()
+        weights = prunable(row.build(1))
+    one = sum(weight.numel() for weight in weights.values())
+    return 1 + (scores.numel() - one) // weights[f"{row.head}.weight"].numel()
 
 
 def _check_canvas(shape: Sequence[int], side: int) -> None:

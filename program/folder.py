@@ -77,13 +77,13 @@ def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
     own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
     own += ["min_layer_density"]
     own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
-    prompted, remapped = config.prompted[0], config.maps_each_epoch and config.maps_with_prompt
+    prompted, remapped = config.prompted.search, config.maps_each_epoch and config.maps_with_prompt
     if not (prompted or remapped):
         own += ["prompt_method", "output_size", "pad_size", "mask_size"]
     flags = {n: v for n, v in flatten(config).items() if n not in (*own, *NOT_IDENTITY)}
     return flags | {
         "seed": config.run.seed,
-        "views": config.views[0],
+        "views": config.views.search,
         "data": fingerprint,
         "score_vp": vars(config.score_vp) if prompted else None,
         "remapped_with_prompt": remapped,

@@ -13,7 +13,6 @@ from program.settings import Config
 from pruning import Search
 from pruning.masks import (
     Masks,
-    apply_masks,
     density_of,
     kept_count,
     layer_densities,
@@ -49,11 +48,9 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
             start_from(search.model, start, path)
         masks = {name: mask.to(search.model.mean.device) for name, mask in file.masks.items()}
         try:
-            apply_masks(search.model.network, masks)
+            return search.use(masks)
         except ValueError as error:
             raise VPNsError(f"{source}: {error}") from error
-        search.remap()
-        return masks
 
     return find_masks
 
@@ -111,7 +108,9 @@ def check_resumed(resume: str, folder: Path) -> None:
         raise UsageError(f"{path} is not where {folder} would go on, which has {names}")
 
 
-def trained_level(level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
+def trained_level(
+    config: Config, level: Level | None, like: Mapping[str, Tensor]
+) -> Trained | None:
     """The finished level that a chained method goes on from; None at the first.
 
     Raises VPNsError unless its file has the names, shapes and types of `like`.
@@ -122,5 +121,5 @@ def trained_level(level: Level | None, like: Mapping[str, Tensor]) -> Trained | 
     with understood(level.model_path):
         masks = masks_of(tensors, meta)
         require_like(like, tensors)
-        require_count(level, masks)
-    return Trained(level.density, masks, {name: tensors[f"{name}.weight"] for name in masks})
+        require_count(config, level.density, masks)
+    return Trained(level.density, masks, {name: tensors[name] for name in masks})

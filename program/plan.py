@@ -32,10 +32,10 @@ def plan(config: Config, typed: set[str]) -> dict[str, Any]:
 def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     """One density: counts, and the passes over the training set that the method is given."""
     density, method = config.levels[number], METHODS[config.method.prune_method]
-    epochs, (search, finetune) = config.method.epochs, config.views
+    epochs, views = config.method.epochs, config.views
     before = config.levels[number - 1] if method.chained and number else 1.0
-    passes = method.search_passes(epochs, len(search), before, density)
-    passes += epochs * len(finetune) if config.finetunes else 0
+    passes = method.search_passes(epochs, len(views.search), before, density)
+    passes += epochs * len(views.finetune) if config.finetunes else 0
     return {
         "density": density,
         "sparsity": round(1 - density, 12),
@@ -45,11 +45,11 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
 
 
 def layer_sizes(config: Config, classes: int | None) -> list[int]:
-    """Weights of each prunable layer; of the source's own head where `classes` are not known."""
+    """Sizes of the prunable weights; of the source's own head where `classes` are not known."""
     row, own_head = backbone(config.network.network), config.method.label_mapping_mode == "none"
     with torch.device("meta"):
         network = row.build((own_head and classes) or row.source_classes)
-    return [layer.weight.numel() for layer in prunable(network).values()]
+    return [weight.numel() for weight in prunable(network).values()]
 
 
 def check_floor(config: Config, classes: int | None) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from models import PromptedClassifier
 from models.artifact import export, masks_of
 from program.settings import Config
+from pruning import METHODS
 from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
 from runfolder.identity import model_flags
@@ -29,7 +30,7 @@ def percent(counts: Counts) -> float:
 
 
 def exported(
-    level: Level, model: PromptedClassifier, masks: Masks
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values for a model file, compared with the density asked for, to the weight.
 
@@ -37,15 +38,15 @@ def exported(
     zeros where they prune, and the file has +0.0 there and gives the same masks back.
     """
     try:
-        require_count(level, masks)
+        require_count(config, level.density, masks)
     except ValueError as error:
         raise VPNsError(f"{error}, the model is not saved: a bug") from error
     tensors, meta = export(model, masks)
     read = masks_of(tensors, meta)
-    for name, layer in prunable(model.network).items():
+    for name, weight in prunable(model.network).items():
         pruned = ~masks[name]
-        written = tensors[f"{name}.weight"][pruned]
-        wrong = int(layer.weight[pruned].count_nonzero()) + int((read[name] != masks[name]).sum())
+        written = tensors[name][pruned]
+        wrong = int(weight[pruned].count_nonzero()) + int((read[name] != masks[name]).sum())
         wrong += int((written.signbit() | (written != 0)).sum())
         if wrong:
             raise VPNsError(
@@ -55,14 +56,16 @@ def exported(
     return tensors, meta
 
 
-def require_count(level: Level, masks: Masks) -> None:
-    """Raises ValueError unless the masks keep exactly what the density of the level asks for."""
+def require_count(config: Config, density: float, masks: Masks) -> None:
+    """Raises ValueError unless the masks keep exactly what the density asks for.
+
+    The masks of a method whose count is not exact keep what they keep; the real density is told.
+    """
     total, kept = total_count(masks), kept_count(masks)
-    asked = total - pruned_count(total, level.density)
-    if kept != asked:
+    asked = total - pruned_count(total, density)
+    if kept != asked and METHODS[config.method.prune_method].exact:
         raise ValueError(
-            f"density {level.density:g}: the mask keeps {kept} of {total} weights "
-            f"instead of {asked}"
+            f"density {density:g}: the mask keeps {kept} of {total} weights instead of {asked}"
         )
 
 
@@ -95,7 +98,7 @@ def save_level(
     config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
 ) -> None:
     """Write model.safetensors, which also ends the level."""
-    tensors, meta = exported(level, model, masks)
+    tensors, meta = exported(config, level, model, masks)
     level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
     level.run.say(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data import SPECS, DataConfig
 from models import MAPPINGS, NetworkConfig
@@ -12,10 +12,10 @@ from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
 from utils.config import flag, flatten, nested, number, parse_flags, replace_flags, word
+from utils.device import device_name
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 from utils.precision import Precision
-from utils.seed import device_name
 
 DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
 
@@ -180,6 +180,13 @@ MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room
 SGD, ADAM = OptimConfig(), OptimConfig(optimizer="adam", lr=1e-4)
 
 
+class Phases(NamedTuple):
+    """One value for each of the two stages of a level."""
+
+    search: Any
+    finetune: Any
+
+
 @dataclass(frozen=True)
 class Config:
     """All flags. Only the entry script sees the whole."""
@@ -215,17 +222,16 @@ class Config:
         return max(self.data.batch_size, min(most, MEASURED_IMAGES))
 
     @property
-    def prompted(self) -> tuple[bool, bool]:
+    def prompted(self) -> Phases:
         """Whether the search and fine-tuning see the prompt."""
         if not has_prompt(self.prompt.prompt_method):
-            return (False, False)
-        return PRUNE_MODES[self.method.prune_mode]
+            return Phases(False, False)
+        return Phases(*PRUNE_MODES[self.method.prune_mode])
 
     @property
-    def views(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The views of the search and of fine-tuning."""
-        search, finetune = (stage_views(here, any(self.prompted)) for here in self.prompted)
-        return search, finetune
+    def views(self) -> Phases:
+        """The views of one iteration of the search and of fine-tuning, tuples of names."""
+        return Phases(*(stage_views(here, any(self.prompted)) for here in self.prompted))
 
     @property
     def maps_with_prompt(self) -> bool:

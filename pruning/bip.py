@@ -28,23 +28,25 @@ class BilevelScores(LearnedScores):
 
     def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
         super().__init__(network, density, floor)
-        self.theta = nn.Parameter(self.dense)  # the same memory: refresh sees every step
+        self.theta = nn.Parameter(self.dense)  # the same memory: `renew` sees every step
 
     @torch.no_grad()
-    def take_gradients(self, half: int = LOWER) -> None:
+    def gradients(self, half: int = LOWER) -> None:
         """The weights' gradient in the lower step, the scores' implicit one in the upper.
 
         The implicit one is exact when the loss is linear in the masked weight z = m * theta and
         theta solves the lower problem, min L(z) + gamma / 2 |theta|^2.
         """
-        effective = torch.cat([layer.weight.grad.flatten() for layer in self.layers.values()])
+        weights = self.weights.values()
+        grads = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        effective = torch.cat([grad.flatten() for grad in grads])
         masked = effective if half == LOWER else effective.clone()
         self.mask(effective, out=masked)
         if half == LOWER:
             self.theta.grad = masked
             return
         implicit = self.dense - INVERSE_GAMMA * masked
-        gradient = self.per_layer(implicit * effective * self.flat.sign())
+        gradient = self.parts(implicit * effective * self.flat.sign())
         for name, score in self.scores.items():
             score.grad = gradient[name]
 
@@ -54,7 +56,7 @@ def find_masks(search: Search) -> Masks:
     network = search.model.network
     learned = BilevelScores(network, search.density, search.floor)
     search.remap()
-    weights = tuple(layer.weight for layer in learned.layers.values())
+    weights = tuple(learned.weights.values())
     held = {id(weight) for weight in weights}
     others = tuple(p for p in network.parameters() if id(p) not in held)
     stage = Stage(
@@ -69,10 +71,10 @@ def find_masks(search: Search) -> Masks:
         views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),
         needs_grad=weights,
         before_epoch=search.before_epoch,
-        before_step=learned.take_gradients,
-        after_step=learned.refresh,
+        gradients=learned.gradients,
+        renew=learned.renew,
     )
-    return learned.run(search, stage)
+    return learned.train(search, stage)
 
 
 def search_passes(epochs: int, updates: int, before: float, density: float) -> int:
@@ -80,4 +82,10 @@ def search_passes(epochs: int, updates: int, before: float, density: float) -> i
     return 2 * epochs
 
 
-BIP = Method(find_masks, finetunes=False, search_passes=search_passes, curve=("#56B4E9", "^"))
+BIP = Method(
+    find_masks,
+    finetunes=False,
+    learns=True,
+    search_passes=search_passes,
+    curve=("#56B4E9", "^"),
+)

@@ -11,12 +11,11 @@ from pruning.training import run_stage
 
 def find_masks(search: Search) -> Masks:
     """Keep everything; fine-tuning does the rest."""
-    search.remap()
     return all_kept(search.model.network)
 
 
 def dense_phase(search: Search) -> Scores:
-    """The prunable weights of the densely trained network, by layer name.
+    """The prunable weights of the densely trained network, by parameter name.
 
     The network is rewound to where it was, weights and BatchNorm. A prompt that took part stays
     tuned: every mask that comes from this phase starts with it, as in the authors' runs.
@@ -26,7 +25,7 @@ def dense_phase(search: Search) -> Scores:
     if search.prompted and model.prompt is not None:
         with torch.no_grad():
             model.prompt.program.copy_(trained["prompt.program"])
-    return layer_weights(model.network, trained)
+    return prunable_weights(model.network, trained)
 
 
 def weight_stage(search: Search, name: str, **options: object) -> Stage:
@@ -68,10 +67,10 @@ def copy_of(module: nn.Module) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def layer_weights(network: nn.Module, state: Tensors) -> Scores:
-    """The prunable weights in a model's state, by layer name, where the network is."""
-    layers = prunable(network).items()
-    return {n: state[f"network.{n}.weight"].to(layer.weight.device) for n, layer in layers}
+def prunable_weights(network: nn.Module, state: Tensors) -> Scores:
+    """The prunable weights in a model's state, by parameter name, where the network is."""
+    weights = prunable(network).items()
+    return {name: state[f"network.{name}"].to(weight.device) for name, weight in weights}
 
 
 DENSE = Method(find_masks, only_density=1.0, search_passes=no_phase, curve=("#000000", ""))

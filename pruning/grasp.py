@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.masks import Scores, prunable
-from pruning.method import Method, Search, eval_mode, no_phase, one_shot
+from pruning.method import Method, Search, eval_mode, gradients_of, no_phase, one_shot
 from utils.seed import key_seed
 
 TEMPERATURE = 200.0  # as in the original's code and the paper's runs
@@ -25,7 +25,7 @@ MOST_PER_CLASS = 25
 
 def scores(search: Search) -> Scores:
     """-S = w * (H g), so that the highest are kept."""
-    weights = {name: layer.weight for name, layer in prunable(search.model.network).items()}
+    weights = prunable(search.model.network)
     clean = search.data.clean
     with eval_mode(search.model):
         images, labels = balanced_set(search)
@@ -81,13 +81,13 @@ def hessian_gradient(
     """
     fixed = [torch.zeros_like(weight) for weight in weights]
     for loss in losses:
-        grads = torch.autograd.grad(loss(), weights)
+        grads = gradients_of(loss(), weights)
         torch._foreach_add_(fixed, grads)
     products = [torch.zeros_like(weight) for weight in weights]
     for loss in losses:
-        grads = torch.autograd.grad(loss(), weights, create_graph=True)
+        grads = gradients_of(loss(), weights, create_graph=True)
         inner = sum((grad * held).sum() for grad, held in zip(grads, fixed, strict=True))
-        torch._foreach_add_(products, torch.autograd.grad(inner, weights))
+        torch._foreach_add_(products, gradients_of(inner, weights))
     return products
 
 

@@ -6,4 +6,4 @@ The original ranks each layer by itself; the paper's runs rank the whole network
 from pruning.method import Method
 from pruning.scores import learn_masks
 
-HYDRA = Method(learn_masks, curve=("#332288", "s"))
+HYDRA = Method(learn_masks, learns=True, curve=("#332288", "s"))

@@ -7,8 +7,8 @@ from the denser level before it, whose fine-tuning is the training of its last r
 authors' lists of densities are such rounds, with a few that remove more than a fifth.
 """
 
-from pruning.dense import dense_phase, layer_weights, train_and_rewind, weight_stage
-from pruning.masks import MaskKeeper, Masks, Scores, all_kept, apply_masks, keep_top
+from pruning.dense import dense_phase, prunable_weights, train_and_rewind, weight_stage
+from pruning.masks import MaskKeeper, Masks, Scores, all_kept, keep_top
 from pruning.method import Method, Search, Trained
 
 KEPT_PER_ROUND = 0.8  # Frankle and Carbin, section 2: 20 % go in each round
@@ -20,7 +20,6 @@ def find_masks(search: Search) -> Masks:
     Later levels need the dense phase too, which is read back: their prompt starts from its prompt.
     """
     network = search.model.network
-    search.remap()
     dense = dense_phase(search)
     before = search.previous() or Trained(1.0, all_kept(network), dense)
     masks, weights = before.masks, before.weights
@@ -29,9 +28,7 @@ def find_masks(search: Search) -> Masks:
         masks = keep_top(alive_magnitudes(dense, weights, masks), step, search.floor)
         if step != steps[-1]:
             weights = train_round(search, masks, step)
-    apply_masks(network, masks)
-    search.remap()
-    return masks
+    return search.use(masks)
 
 
 def rounds(start: float, end: float) -> list[float]:
@@ -45,7 +42,7 @@ def rounds(start: float, end: float) -> list[float]:
 def alive_magnitudes(like: Scores, weights: Scores, masks: Masks) -> Scores:
     """|w| of the kept weights; -1 for the pruned ones, so that none of them comes back.
 
-    What was read from a level's file moves to the device of `like`, in the order of its layers.
+    What was read from a level's file moves to the device of `like`, in its order.
     """
     return {
         name: weights[name].to(own.device).abs().where(masks[name].to(own.device), -1.0)
@@ -59,11 +56,9 @@ def train_round(search: Search, masks: Masks, density: float) -> Scores:
     It may stay masked, since the masks of later rounds lie within these.
     """
     network = search.model.network
-    apply_masks(network, masks)
-    search.remap()
-    keeper = MaskKeeper(network, masks)
-    stage = weight_stage(search, f"round-{density:.6g}", after_step=keeper)
-    return layer_weights(network, train_and_rewind(search, stage, masks))
+    search.use(masks)
+    stage = weight_stage(search, f"round-{density:.6g}", renew=MaskKeeper(network, masks))
+    return prunable_weights(network, train_and_rewind(search, stage, masks))
 
 
 def search_passes(epochs: int, updates: int, before: float, density: float) -> int:

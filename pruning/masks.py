@@ -12,23 +12,36 @@ from utils.errors import UsageError
 # ATen's kernel for the gradient of a threshold: one pass, where a product would leave -0.0 and NaN.
 _zero_where_small = torch.ops.aten.threshold_backward.grad_input
 
-Scores = dict[str, Tensor]  # by layer name, float, the shape of the weight; higher is kept
-Masks = dict[str, Tensor]  # by layer name, bool, the shape of the weight; True is kept
+Scores = dict[str, Tensor]  # by parameter name, float, the shape of the weight; higher is kept
+Masks = dict[str, Tensor]  # by parameter name, bool, the shape of the weight; True is kept
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# MultiheadAttention holds its projections itself: packed, or apart where their widths differ.
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def prunable(network: nn.Module) -> dict[str, nn.Module]:
-    """Every convolution and linear layer by name, head and shortcuts included.
+def prunable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that can be pruned, by parameter name, in the order of the network.
 
-    Biases and BatchNorm are never pruned. Raises ValueError when there is nothing to prune.
+    They are those of convolutions, linear layers and attention, head and shortcuts included;
+    biases, norms and embeddings are never pruned. A weight that several layers share counts once,
+    under its first name. Raises ValueError when there is nothing to prune.
     """
-    layers = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
-    if not layers:
+    weights: dict[int, tuple[str, nn.Parameter]] = {}
+    for layer, module in network.named_modules():
+        for name in _prunable_names(module):
+            weight = getattr(module, name)
+            if isinstance(weight, nn.Parameter):
+                weights.setdefault(id(weight), (f"{layer}.{name}".lstrip("."), weight))
+    if not weights:
         raise ValueError("the network has no convolution and no linear layer to prune")
-    return layers
+    return dict(weights.values())
+
+
+def _prunable_names(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, nn.MultiheadAttention):
+        return PROJECTIONS
+    return ("weight",) if isinstance(module, LAYERS) else ()
 
 
 def density_of(kept: int, total: int) -> float:
@@ -83,8 +96,8 @@ def lift_best(values: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
 
 def all_kept(network: nn.Module) -> Masks:
     """The masks of the dense network."""
-    layers = prunable(network).items()
-    return {n: torch.ones_like(layer.weight, dtype=torch.bool) for n, layer in layers}
+    weights = prunable(network).items()
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights}
 
 
 def kept_count(masks: Mapping[str, Tensor]) -> int:
@@ -98,7 +111,7 @@ def total_count(masks: Mapping[str, Tensor]) -> int:
 
 
 def layer_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """The share of kept weights of each layer."""
+    """The share of each weight tensor that is kept."""
     return {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
 
 
@@ -107,24 +120,24 @@ def apply_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of `network` to +0.0, in place.
 
     masked_fill, not a product: a mask times a negative weight is -0.0, and times inf it is NaN.
-    Raises ValueError when the masks do not fit the layers.
+    Raises ValueError when the masks do not fit the weights.
     """
-    layers = prunable(network)
-    wrong = set(layers) ^ set(masks)
-    wrong |= {n for n in set(layers) & set(masks) if layers[n].weight.shape != masks[n].shape}
+    weights = prunable(network)
+    wrong = set(weights) ^ set(masks)
+    wrong |= {n for n in set(weights) & set(masks) if weights[n].shape != masks[n].shape}
     if wrong:
         raise ValueError(f"the masks do not fit the network: {', '.join(sorted(wrong)[:5])}")
     for name, mask in masks.items():
-        layers[name].weight.masked_fill_(~mask, 0.0)
+        weights[name].masked_fill_(~mask, 0.0)
 
 
 class MaskKeeper:
     """Holds the pruned weights of a training network at zero: call it after every step."""
 
     def __init__(self, network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        layers = prunable(network)
-        self._weights = [layers[name].weight for name in masks]
-        self._factors = [mask.to(layers[name].weight.dtype) for name, mask in masks.items()]
+        weights = prunable(network)
+        self._weights = [weights[name] for name in masks]
+        self._factors = [mask.to(weights[name].dtype) for name, mask in masks.items()]
 
     @torch.no_grad()
     def __call__(self) -> None:

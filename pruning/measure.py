@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import NumericError
-from utils.remember import remembered
 from utils.seed import reseed
 
 
@@ -30,36 +29,33 @@ class Counts(NamedTuple):
         return self.loss / max(self.seen, 1)
 
 
-class Tally:
-    """Adds up batches where they are, so that an accelerator is not waited for."""
+NOTHING = Counts(0.0, 0, 0)
 
-    def __init__(self, loss: float = 0.0, correct: int = 0, seen: int = 0) -> None:
-        self._loss: Tensor | float = loss
-        self._correct: Tensor | int = correct
-        self._seen = seen
+
+class Tally:
+    """Adds up batches in place and on the device, so that an accelerator is not waited for."""
+
+    def __init__(self, device: torch.device, start: Counts = NOTHING) -> None:
+        # MPS has no double precision.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self._loss = torch.tensor(start.loss, dtype=exact, device=device)
+        self._correct = torch.tensor(start.correct, device=device)
+        self._seen = start.seen
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """One batch: (B, C) logits, (B,) labels, mean loss."""
-        # MPS has no double precision.
-        exact = loss.detach() if loss.device.type == "mps" else loss.detach().double()
-        self._loss = self._loss + exact * len(labels)
-        self._correct = self._correct + (logits.detach().argmax(1) == labels).sum()
+        self._loss += loss.detach().to(self._loss.dtype) * len(labels)
+        self._correct += (logits.detach().argmax(1) == labels).sum()
         self._seen += len(labels)
 
     def counts(self) -> Counts:
-        """The sums so far."""
+        """The sums so far; waits for the device."""
         return Counts(float(self._loss), int(self._correct), self._seen)
-
-
-def measured(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
-    """`evaluate`, unless a model of the same tensors was measured on this view before."""
-    what = ("evaluate", prompted)
-    return remembered(view, model, what, lambda: evaluate(model, view, prompted))
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
-    """Loss and accuracy on a view, in eval mode; the mode found is put back.
+    """Loss and accuracy on a view, in eval mode; the mode of the model is put back.
 
     The default is the paper's protocol: clean images without the prompt. The draws of a `random`
     prompt depend on the batch alone, so a saved model measures the same again. Raises NumericError
@@ -67,7 +63,7 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     """
     was_training = model.training
     model.eval()
-    tally = Tally()
+    tally = Tally(next(model.parameters()).device)
     for step, (images, labels) in enumerate(view.batches()):
         reseed(images.device, "evaluate", step)
         logits = model(images, prompted=prompted)
@@ -77,4 +73,3 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     if not math.isfinite(counts.loss):
         raise NumericError(f"the measured loss is {counts.loss}: the network has diverged")
     return counts
-

@@ -1,13 +1,16 @@
 """What a pruning method is: a function from a search to masks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.masks import Masks, Scores, apply_masks, keep_top
+from pruning.measure import Counts
 from pruning.stage import CLEAN, PROMPTED, Group, Log, nothing
 from utils.optim import Optim
 
@@ -45,7 +48,7 @@ def make_anew(name: str, masks: Masks, make: Callable[[], Tensors], like: Tensor
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished level: its density, masks and trained weights by layer name."""
+    """A finished level: its density, masks and trained weights by parameter name."""
 
     density: float
     masks: Masks
@@ -54,7 +57,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Search:
-    """All that a method may use to find masks at one density."""
+    """All that a method may use to find masks at one density.
+
+    The model comes with the label mapping of the dense network. `remap` makes it anew with the
+    model as it is: a method calls it, by `use` or itself, once the network is masked.
+    """
 
     model: Any  # PromptedClassifier: .network, .prompt, images to logits
     data: Any  # .clean, .prompted, .test: views that give batches
@@ -65,11 +72,12 @@ class Search:
     score_optim: Optim
     prompt_optim: Optim
     log: Log
-    remap: Callable[[], None] = nothing  # makes the label mapping with the model as it is
+    remap: Callable[[], None] = nothing
     before_epoch: Callable[[], None] = nothing
     previous: Callable[[], "Trained | None"] = nothing  # the level before, fine-tuned
     once: Callable[[str, Masks, Callable[[], Tensors], Tensors], Tensors] = make_anew
     floor: float = 0.0  # no layer's density falls below it
+    tested: Callable[[Counts | None], None] = nothing  # told the counts that training ended with
 
     def prompt_groups(self) -> tuple[Group, ...]:
         """The prompt's parameters as a group of their own, or nothing when it takes no part."""
@@ -79,6 +87,12 @@ class Search:
         """Batches for scoring, from the first view of the search, drawn for this purpose."""
         view = self.data.prompted if self.prompted else self.data.clean
         return iter(view.batches(*self.log.key, purpose))
+
+    def use(self, masks: Masks) -> Masks:
+        """Mask the network, map the labels with it, and return the masks."""
+        apply_masks(self.model.network, masks)
+        self.remap()
+        return masks
 
     @property
     def prompted(self) -> bool:
@@ -91,29 +105,32 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """Score without moving BatchNorm's statistics, and without autocast or compilation.
 
     One batch decides a mask, and without loss scaling float16 would lose small gradients. The
-    mode found is put back.
+    fused kernels of attention have no second derivatives, which GraSP takes. The mode of the model
+    is put back.
     """
     was_training = model.training
     model.eval()
     try:
-        with model.plain():
+        with model.plain(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         model.train(was_training)
 
 
-def one_shot(score: Callable[[Search], Scores]) -> Callable[[Search], Masks]:
-    """A method that scores the dense network once and keeps the highest scores.
+def gradients_of(
+    output: Tensor, weights: Iterable[Tensor], create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """d output / d weight for each weight; zeros for a weight that takes no part in the output."""
+    return torch.autograd.grad(
+        output, tuple(weights), create_graph=create_graph, materialize_grads=True
+    )
 
-    The labels are mapped with the dense network for the scoring and again with the masked one.
-    """
+
+def one_shot(score: Callable[[Search], Scores]) -> Callable[[Search], Masks]:
+    """A method that scores the dense network once and keeps the highest scores."""
 
     def find_masks(search: Search) -> Masks:
-        search.remap()
-        masks = keep_top(score(search), search.density, search.floor)
-        apply_masks(search.model.network, masks)
-        search.remap()
-        return masks
+        return search.use(keep_top(score(search), search.density, search.floor))
 
     return find_masks
 
@@ -139,11 +156,11 @@ def no_phase(epochs: int, updates: int, before: float, density: float) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to find masks.
+    """A way to find masks, with all its facts.
 
-    `find_masks` returns a mask for every prunable layer with the exact count; the model that it
-    leaves behind is what fine-tuning starts from. `search_passes` tells what a search costs from
-    the passes of one training phase, the density of the level before (1 at first) and its own.
+    `find_masks` returns a mask for every prunable weight; the model that it leaves behind is what
+    fine-tuning starts from. `search_passes` tells what a search costs from the passes of one
+    training phase, the density of the level before (1 at first) and its own.
     """
 
     find_masks: Callable[[Search], Masks]
@@ -152,5 +169,6 @@ class Method:
     only_density: float | None = None  # the one density that the method makes
     search_passes: Callable[[int, int, float, float], int] = one_phase
     chained: bool = False  # each level goes on from the one before: densities must fall
-    exact: bool = True  # whether its masks have the very count that the density asks for
+    learns: bool = False  # the search trains under a mask from its first step: norms move in it
+    exact: bool = True  # its masks have the very count that the density asks for
     curve: tuple[str, str] | None = None  # colour and marker in the report's pictures

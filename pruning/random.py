@@ -14,10 +14,10 @@ from utils.seed import generator
 def scores(search: Search) -> Scores:
     """Uniform in [0, 1)."""
     draw = generator(*search.log.key, "random")
-    layers = prunable(search.model.network)
+    weights = prunable(search.model.network)
     return {
-        name: torch.rand(layer.weight.shape, generator=draw).to(layer.weight.device)
-        for name, layer in layers.items()
+        name: torch.rand(weight.shape, generator=draw).to(weight.device)
+        for name, weight in weights.items()
     }
 
 

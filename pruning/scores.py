@@ -1,8 +1,8 @@
 """Learned scores: one per weight, trained through the mask (paper, eq. 2; HYDRA's scaled start).
 
 The network stays an ordinary one. Beside it live the dense weights and the scores, each in one
-flat tensor over all layers; the weights in the network are dense * mask, written anew whenever
-the scores have moved.
+flat tensor; the weights in the network are dense * mask, written anew whenever the scores have
+moved.
 """
 
 import math
@@ -23,10 +23,31 @@ _flip_where_negative = torch.ops.aten.leaky_relu_backward.grad_input
 _zero_where_small = torch.ops.aten.hardshrink_backward.grad_input
 
 
+def learn_masks(search: Search) -> Masks:
+    """Train scores on the views of the search, the prompt with them where it takes part.
+
+    Weights, biases and BatchNorm's affine parameters stay as they are; BatchNorm's running
+    statistics move, as in the authors' runs.
+    """
+    learned = LearnedScores(search.model.network, search.density, search.floor)
+    search.remap()
+    stage = Stage(
+        name="search",
+        epochs=search.epochs,
+        groups=(learned.group(search.score_optim), *search.prompt_groups()),
+        views=search.views,
+        needs_grad=tuple(learned.weights.values()),
+        before_epoch=search.before_epoch,
+        gradients=learned.gradients,
+        renew=learned.renew,
+    )
+    return learned.train(search, stage)
+
+
 def initial_score(weight: Tensor) -> Tensor:
     """sqrt(6 / fan_in) * w / max|w|, signed, in the shape of the weight (HYDRA, section 4).
 
-    A layer whose weights are all zero gets zeros, not NaN.
+    A tensor of zeros gets zeros, not NaN.
     """
     fan_in = weight[0].numel()
     largest = weight.abs().max()
@@ -36,56 +57,58 @@ def initial_score(weight: Tensor) -> Tensor:
 class LearnedScores:
     """Scores of all prunable weights at one density, and the masked weights that follow them.
 
-    Dense weights, scores and masked weights are flat tensors (N,) over all layers, and the layers
-    have views of them, so that a step is a few passes over memory that is allocated once;
-    `release` gives the network's weights memory of their own.
+    Dense weights, scores and masked weights are flat tensors (N,), and the network's parameters
+    are views of the last, so that a step is a few passes over memory that is allocated once.
     """
 
     def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
         """Changes `network`: its weights are masked by the initial scores at once.
 
-        No layer's density falls below `floor`.
+        No weight tensor's density falls below `floor`.
         """
         self.density, self.floor = density, floor
-        self.layers = prunable(network)
-        self._sizes = [layer.weight.numel() for layer in self.layers.values()]
-        weights = [layer.weight.detach() for layer in self.layers.values()]
+        self.weights = prunable(network)
+        self._sizes = [weight.numel() for weight in self.weights.values()]
+        weights = [weight.detach() for weight in self.weights.values()]
         self.dense = torch.cat([weight.flatten() for weight in weights])
         self.flat = torch.cat([initial_score(weight).flatten() for weight in weights])
-        self.scores = {name: nn.Parameter(s) for name, s in self.per_layer(self.flat).items()}
-        self._dense_parts = self.per_layer(self.dense)
-        self._weights = torch.empty_like(self.dense)
-        for name, part in self.per_layer(self._weights).items():
-            self.layers[name].weight.data = part
+        self.scores = {name: nn.Parameter(part) for name, part in self.parts(self.flat).items()}
+        self._dense_parts = self.parts(self.dense)
+        self._masked = torch.empty_like(self.dense)
+        for name, part in self.parts(self._masked).items():
+            self.weights[name].data = part
         self._cut = MovingCut()
         require_finite(self.flat)
-        self.refresh()
+        self.renew()
 
-    def per_layer(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of a flat tensor (N,) in the shapes of the weights, by layer name."""
-        parts = zip(self.layers.items(), flat.split(self._sizes), strict=True)
-        return {name: part.view(layer.weight.shape) for (name, layer), part in parts}
+    def parts(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a flat tensor (N,) in the shapes of the weights, by parameter name."""
+        pairs = zip(self.weights.items(), flat.split(self._sizes), strict=True)
+        return {name: part.view(weight.shape) for (name, weight), part in pairs}
 
     def group(self, optim: Optim, half: int | None = None) -> Group:
         """The scores as a group of a stage."""
         return Group(tuple(self.scores.values()), optim, "scores", half, memory=self.flat)
 
     @torch.no_grad()
-    def take_gradients(self, half: int = 0) -> None:
+    def gradients(self, half: int = 0) -> None:
         """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too.
 
         The weights' gradients become the scores', in place. A score of exactly 0 counts as
-        negative; as it starts at 0 only where w is 0, so does its gradient.
+        negative; as it starts at 0 only where w is 0, so does its gradient. The scores of a weight
+        that takes no part in the forward pass get no gradient and stay.
         """
-        for name, layer in self.layers.items():
-            grad, score = layer.weight.grad.mul_(self._dense_parts[name]), self.scores[name]
+        for name, weight in self.weights.items():
+            if weight.grad is None:
+                continue
+            grad, score = weight.grad.mul_(self._dense_parts[name]), self.scores[name]
             score.grad = _flip_where_negative(grad, score, -1.0, False, grad_input=grad)
-            layer.weight.grad = None
+            weight.grad = None
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def renew(self) -> None:
         """Renew the mask from |score| and write dense * mask into the network."""
-        self.mask(self.dense, out=self._weights)
+        self.mask(self.dense, out=self._masked)
 
     def mask(self, values: Tensor, out: Tensor) -> None:
         """Write `values` (N,) times the mask of the present scores into `out`, maybe the same."""
@@ -104,37 +127,15 @@ class LearnedScores:
         return select_top(lift_best(self.flat.abs(), self._sizes, self.floor), self.density)
 
     def masks(self) -> Masks:
-        """The masks of the present scores, by layer name."""
-        return self.per_layer(self.keep)
+        """The masks of the present scores, by parameter name."""
+        return self.parts(self.keep)
 
-    def release(self) -> None:
-        """Give the network's weights memory of their own."""
-        for layer in self.layers.values():
-            layer.weight.data = layer.weight.data.clone()
+    def train(self, search: Search, stage: Stage) -> Masks:
+        """Run the stage; the masks that it ends with, under which the network stays.
 
-    def run(self, search: Search, stage: Stage) -> Masks:
-        """Train through the stage; the masks it ends with, under which the network stays."""
-        run_stage(search.model, stage, search.data, search.log)
-        self.release()
+        The network's weights get memory of their own again.
+        """
+        search.tested(run_stage(search.model, stage, search.data, search.log))
+        for weight in self.weights.values():
+            weight.data = weight.data.clone()
         return self.masks()
-
-
-def learn_masks(search: Search) -> Masks:
-    """Train scores on the views of the search, the prompt with them where it takes part.
-
-    Weights, biases and BatchNorm's affine parameters stay as they are; BatchNorm's running
-    statistics move, as in the authors' runs.
-    """
-    learned = LearnedScores(search.model.network, search.density, search.floor)
-    search.remap()
-    stage = Stage(
-        name="search",
-        epochs=search.epochs,
-        groups=(learned.group(search.score_optim), *search.prompt_groups()),
-        views=search.views,
-        needs_grad=tuple(layer.weight for layer in learned.layers.values()),
-        before_epoch=search.before_epoch,
-        before_step=learned.take_gradients,
-        after_step=learned.refresh,
-    )
-    return learned.run(search, stage)

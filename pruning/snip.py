@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from pruning.masks import Scores, prunable
-from pruning.method import Method, Search, eval_mode, no_phase, one_shot
+from pruning.method import Method, Search, eval_mode, gradients_of, no_phase, one_shot
 from utils.seed import key_seed
 
 
 def scores(search: Search) -> Scores:
     """Connection sensitivity |dL/dmask| at mask 1, unnormalised, since the sum ranks nothing."""
-    weights = {name: layer.weight for name, layer in prunable(search.model.network).items()}
+    weights = prunable(search.model.network)
     images, labels = next(search.batches("snip"))
     torch.manual_seed(key_seed(*search.log.key, "snip"))  # places a `random` prompt
     with eval_mode(search.model):
         loss = F.cross_entropy(search.model(images, prompted=search.prompted), labels)
-        grads = torch.autograd.grad(loss, list(weights.values()))
+        grads = gradients_of(loss, weights.values())
     search.log.add_passes(len(labels) / search.data.clean.images)
     pairs = zip(weights.items(), grads, strict=True)
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}

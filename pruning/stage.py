@@ -28,7 +28,7 @@ class Group:
     optim: Optim
     name: str = ""  # of parameters that are not the model's, in states
     half: int | None = None  # the only half-step in which they move; None is every one
-    memory: Tensor | None = None  # what they are views of: looked at and kept instead of them
+    memory: Tensor | None = None  # what they are views of: looked at and saved instead of them
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -38,7 +38,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training phase. Parameters outside `groups` and `needs_grad` are frozen."""
+    """One training phase. Parameters outside `groups` and `needs_grad` are frozen.
+
+    A half-step is one update on the batch of one view. Its hooks: `gradients(half)` comes after
+    the backward pass and may turn gradients into others; `renew()` comes after the optimizers and
+    sets the weights that follow from what moved. `renew` also follows a restored state, so a second
+    call must change nothing.
+    """
 
     name: str
     epochs: int
@@ -50,41 +56,35 @@ class Stage:
     keep_best: bool = False  # end with the best validation epoch, where there is a validation view
     carried: tuple[nn.Parameter, ...] = ()  # frozen, yet in the states: no need to go further back
     before_epoch: Callable[[], None] = nothing
-    before_step: Callable[[int], None] = nothing  # given the half-step, before the optimizers
-    after_step: Callable[[], None] = nothing  # must be repeatable: it also follows a restored state
+    gradients: Callable[[int], None] = nothing
+    renew: Callable[[], None] = nothing
 
 
 class Log(Protocol):
-    """What a stage reports to, and where its states are kept (runfolder/level.py)."""
+    """What a stage reports to, and where its states are kept."""
 
     key: tuple[object, ...]  # (seed, density): every random draw of the level starts from it
 
     def resume(self, stage: str) -> dict[str, Any] | None:
-        """The newest state of this stage, or None."""
+        """The newest state of this stage, which begins now, or None."""
 
     def steps(self, steps: range, title: str) -> Iterator[int]:
-        """Show the iterations; requests to stop wait for `stop_requested`."""
+        """Show the iterations; requests to stop wait for `answer_stop`."""
 
     def hold(self) -> AbstractContextManager[None]:
         """Put a stop off to the end of the block."""
 
-    def stop_requested(self) -> bool:
-        """Whether to stop after this step."""
+    def answer_stop(self) -> None:
+        """Between two steps: raise Interrupted if a stop was asked for."""
 
-    def stop(self) -> None:
-        """Raise Interrupted."""
-
-    def state_late(self) -> bool:
-        """Whether a state is wanted in the middle of an epoch."""
-
-    def state_due(self, done: int, epochs: int) -> bool:
-        """Whether a state is wanted after `done` epochs of `epochs`; always after the last."""
+    def wants_state(self, done: int | None, epochs: int) -> bool:
+        """Whether to save a state after `done` epochs of `epochs`; None is in mid-epoch."""
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         """Whether the curves need the test accuracy after this epoch."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a state."""
+        """Save a state."""
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """Record one finished epoch."""

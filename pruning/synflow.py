@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
-from pruning.method import Method, Search, no_phase
+from pruning.method import Method, Search, gradients_of, no_phase
 
 ROUNDS = 100  # SynFlow, section 6
 
@@ -19,17 +19,11 @@ ROUNDS = 100  # SynFlow, section 6
 def find_masks(search: Search) -> Masks:
     """Masks after 100 rounds (SynFlow, algorithm 1). A batch is read for the size of the images."""
     images, _ = next(search.batches("synflow"))
-    masks = synflow_masks(
-        search.model.network, search.density, images.shape[-1], search.floor
-    )
-    apply_masks(search.model.network, masks)
-    search.remap()
-    return masks
+    network, size = search.model.network, images.shape[-1]
+    return search.use(synflow_masks(network, search.density, size, search.floor))
 
 
-def synflow_masks(
-    network: nn.Module, density: float, size: int, floor: float = 0.0
-) -> Masks:
+def synflow_masks(network: nn.Module, density: float, size: int, floor: float = 0.0) -> Masks:
     """The masks after rounds of density d^(t/100), t = 1..100, for one image of ones.
 
     `size` is its side in pixels, `floor` the least density of a layer. `network` stays as it is.
@@ -62,9 +56,9 @@ def positive_copy(network: nn.Module, device: torch.device | str = "cpu") -> nn.
 
 def path_scores(positive: nn.Module, ones: Tensor) -> Scores:
     """w * dR/dw with R the sum of all outputs, not negative (SynFlow, section 5)."""
-    weights = {name: layer.weight for name, layer in prunable(positive).items()}
+    weights = prunable(positive)
     total = positive(ones).sum()
-    grads = torch.autograd.grad(total, list(weights.values()))
+    grads = gradients_of(total, weights.values())
     pairs = zip(weights.items(), grads, strict=True)
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
 

@@ -7,4 +7,4 @@ is the method's prune mode.
 from pruning.method import Method
 from pruning.scores import learn_masks
 
-VPNS = Method(learn_masks, prune_mode="score+vp_weight+vp", curve=("#AA3377", "o"))
+VPNS = Method(learn_masks, learns=True, prune_mode="score+vp_weight+vp", curve=("#AA3377", "o"))

@@ -1,0 +1,100 @@
+"""Training states: all that a stage needs to go on in another process, bit for bit."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pruning.measure import Counts, Tally
+from utils.optim import load_optimizer
+from utils.tensors import require_like, understood
+
+if TYPE_CHECKING:
+    from pruning.training import Training
+
+
+def tensors_of(training: "Training") -> dict[str, Tensor]:
+    """All that training changes, by name: the moving parameters and the model's buffers."""
+    stage, model = training.stage, training.model
+    names = {param: name for name, param in model.named_parameters()}
+    moving = {names.get(p, g.name): p.detach() for g in stage.groups for p in g.tensors}
+    carried = {names[param]: param.detach() for param in stage.carried}
+    return moving | carried | dict(model.named_buffers())
+
+
+def save(training: "Training") -> None:
+    """Save the state of now, unless it is the one that was saved last."""
+    now = (training.epoch, training.step)
+    if training.saved != now:
+        state = state_of(training)
+        training.saved = now
+        training.log.save(state)
+
+
+def state_of(training: "Training") -> dict[str, Any]:
+    """What a restart needs and cannot compute; its epoch and step are the next ones.
+
+    Raises NumericError when something in it is not finite.
+    """
+    training.watch.require_finite(training)
+    return {
+        "stage": training.stage.name,
+        "epoch": training.epoch,
+        "step": training.step,
+        "tensors": tensors_of(training),
+        "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
+        "scale": training.scale.state(),
+        "tallies": {view: tuple(tally.counts()) for view, tally in training.tallies.items()},
+        "best": vars(training.best),
+    }
+
+
+def resume(training: "Training") -> None:
+    """Go on from the newest state of the stage, if there is one.
+
+    The masked weights follow from it by `renew`. Raises VPNsError that names the state's file when
+    it is not of this model and stage.
+    """
+    state = training.log.resume(training.stage.name)
+    if state is None:
+        return
+    with understood(state.get("path", "the state")), torch.no_grad():
+        load_tensors(training, state["tensors"], state["best"])
+        training.epoch, training.step = training.saved = state["epoch"], state["step"]
+        if training.epoch > training.stage.epochs:
+            raise ValueError(f"epoch {training.epoch} of {training.stage.epochs}")
+        load_optimizers(training, state)
+        for view in training.tallies:
+            loss, correct, seen = state["tallies"][view]
+            counts = Counts(float(loss), int(correct), int(seen))
+            training.tallies[view] = Tally(training.device, counts)
+    with torch.no_grad():
+        training.stage.renew()
+
+
+def load_tensors(
+    training: "Training", saved: Mapping[str, Tensor], best: Mapping[str, Any]
+) -> None:
+    """Put saved tensors into the model and the best epoch; ValueError when they do not fit."""
+    now = tensors_of(training)
+    require_like(now, saved)
+    if best["tensors"]:
+        require_like(now, best["tensors"])
+    moving = now.keys() - dict(training.model.named_buffers()).keys()
+    if not all(torch.isfinite(saved[name]).all() for name in moving):
+        raise ValueError("not finite")
+    for name, tensor in now.items():
+        tensor.copy_(saved[name])
+    training.model.check_map()
+    training.best.correct, training.best.epoch = int(best["correct"]), int(best["epoch"])
+    training.best.tensors = dict(best["tensors"])
+
+
+def load_optimizers(training: "Training", state: Mapping[str, Any]) -> None:
+    """Moments, learning rates and the loss scale; schedules follow from the epoch."""
+    for optimizer, saved in zip(training.optimizers, state["optimizers"], strict=True):
+        load_optimizer(optimizer, saved)
+    for schedule in training.schedules:
+        schedule.load_state_dict({"last_epoch": training.epoch, "_step_count": training.epoch + 1})
+    training.scale.load(dict(state.get("scale", {})))  # states of the first version have none
