@@ -69,17 +69,11 @@ class LoopLog:
     def hold(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def stop_requested(self) -> bool:
-        return False
+    def answer_stop(self) -> None:
+        pass
 
-    def state_late(self) -> bool:
+    def wants_state(self, done: int | None, epochs: int) -> bool:
         return False
-
-    def state_due(self, done: int, epochs: int) -> bool:
-        return False
-
-    def stop(self) -> None:
-        raise AssertionError("nobody asked to stop")
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         return False
@@ -198,5 +192,5 @@ class Bench:
         weights = Group(tuple(model.network.parameters()), SGD)
         prompt = Group(tuple(model.prompt.parameters()), SGD)
         keeper = MaskKeeper(model.network, masks)
-        stage = Stage("finetune", 1, (weights, prompt), after_step=keeper)
+        stage = Stage("finetune", 1, (weights, prompt), renew=keeper)
         run_stage(model, stage, self.data(steps), LoopLog(loop))

@@ -118,23 +118,17 @@ class MemoryLog:
     def steps(self, steps: range, title: str) -> Iterator[int]:
         yield from steps
 
-    def stop_requested(self) -> bool:
-        if self._left is None:
-            return False
-        self._left -= 1
-        return self._left <= 0
+    def answer_stop(self) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                raise Interrupted("stopped")
 
     def hold(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def stop(self) -> None:
-        raise Interrupted("stopped")
-
-    def state_late(self) -> bool:
-        return False
-
-    def state_due(self, done: int, epochs: int) -> bool:
-        return True
+    def wants_state(self, done: int | None, epochs: int) -> bool:
+        return done is not None
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         return True

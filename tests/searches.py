@@ -77,7 +77,7 @@ def flat(tensors: dict[str, Tensor]) -> Tensor:
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the prunable weights."""
-    return {name: layer.weight.detach().clone() for name, layer in prunable(network).items()}
+    return {name: weight.detach().clone() for name, weight in prunable(network).items()}
 
 
 def nonzero(network: nn.Module) -> Tensor:

@@ -275,7 +275,7 @@ def test_a_fine_tuning_step_waits_for_nothing(on_meta: dict[str, Any]) -> None:
     model, network = on_meta["model"], on_meta["model"].network
     groups = [Group(tuple(part.parameters()), OPTIM) for part in (network, model.prompt)]
     keeper = MaskKeeper(network, all_kept(network))
-    stage = Stage("finetune", 1, tuple(groups), BOTH, after_step=keeper)
+    stage = Stage("finetune", 1, tuple(groups), BOTH, renew=keeper)
     with pytest.raises(Arrived):
         run_stage(model, stage, on_meta["data"], on_meta["log"])
 

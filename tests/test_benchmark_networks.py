@@ -36,7 +36,7 @@ def test_a_plain_network_has_our_values_in_torch_s_own_layers(name: str) -> None
 def test_the_reference_scores_every_layer_that_we_prune(name: str) -> None:
     network = reference.add_scores(plain_network(name))
     theirs = {n: layer.popup_scores.shape for n, layer in reference.scored(network).items()}
-    ours = {n: layer.weight.shape for n, layer in prunable(build_network(name, "none")).items()}
+    ours = {n: weight.shape for n, weight in prunable(build_network(name, "none")).items()}
     assert theirs == ours
 
 

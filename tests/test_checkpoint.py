@@ -343,12 +343,12 @@ def test_a_full_disk_in_the_middle_of_a_state_keeps_the_states_before(
 def pruned_model() -> tuple[PromptedClassifier, dict[str, Tensor]]:
     """Half of the weights kept, two of the kept ones exactly zero, and a prompt that moved."""
     model = tiny_model(seed=3)
-    layers = prunable(model.network).items()
-    masks = keep_top({name: layer.weight.detach().abs() for name, layer in layers}, 0.5)
+    weights = prunable(model.network).items()
+    masks = keep_top({name: weight.detach().abs() for name, weight in weights}, 0.5)
     apply_masks(model.network, masks)
     with torch.no_grad():
         model.prompt.program.copy_(torch.randn(3, SIZE, SIZE))
-        kept = masks["3"].flatten().nonzero().flatten()
+        kept = masks["3.weight"].flatten().nonzero().flatten()
         model.network[3].weight.view(-1)[kept[0]] = 0.0
         model.network[3].weight.view(-1)[kept[-1]] = -0.0
     return model, masks
@@ -393,19 +393,19 @@ def test_the_file_has_the_keys_of_the_plain_network(tmp_path: Path) -> None:
 def test_minus_zero_is_never_written_in_a_pruned_place() -> None:
     model, masks = pruned_model()
     with torch.no_grad():
-        for name, layer in prunable(model.network).items():
-            layer.weight[~masks[name]] = -0.0
+        for name, weight in prunable(model.network).items():
+            weight[~masks[name]] = -0.0
     tensors, _ = export(model, masks)
     for name, mask in masks.items():
-        assert not tensors[f"{name}.weight"][~mask].signbit().any()
+        assert not tensors[name][~mask].signbit().any()
 
 
 def test_export_leaves_the_model_alone() -> None:
     model, masks = pruned_model()
     with torch.no_grad():
-        model.network[0].weight[~masks["0"]] = 5.0
+        model.network[0].weight[~masks["0.weight"]] = 5.0
     export(model, masks)
-    assert bool((model.network[0].weight[~masks["0"]] == 5.0).all())
+    assert bool((model.network[0].weight[~masks["0.weight"]] == 5.0).all())
 
 
 def test_a_model_without_prompt_and_mapping_comes_back() -> None:

@@ -265,7 +265,7 @@ def test_weights_that_leave_their_mask_are_not_saved(tmp_path, monkeypatch):
 def test_pruned_places_that_are_not_plus_zero_are_not_saved(tmp_path, monkeypatch):
     def export_minus_zero(model, masks):
         tensors, meta = export(model, masks)
-        tensors["fc.weight"] = torch.where(masks["fc"], tensors["fc.weight"], -0.0)
+        tensors["fc.weight"] = torch.where(masks["fc.weight"], tensors["fc.weight"], -0.0)
         return tensors, meta
 
     monkeypatch.setattr(record, "export", export_minus_zero)
@@ -278,7 +278,7 @@ def test_masks_that_keep_one_weight_too_many_are_not_saved(tmp_path, monkeypatch
 
     def one_more(learned):
         masks = plain(learned)
-        flat = masks["fc"].view(-1)
+        flat = masks["fc.weight"].view(-1)
         flat[int(flat.logical_not().nonzero()[0])] = True
         return masks
 

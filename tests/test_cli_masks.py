@@ -87,8 +87,8 @@ def network():
 
 def layer_scores(network):
     draw = torch.Generator().manual_seed(0)
-    layers = prunable(network).items()
-    return {n: torch.randn(layer.weight.shape, generator=draw) for n, layer in layers}
+    weights = prunable(network).items()
+    return {name: torch.randn(weight.shape, generator=draw) for name, weight in weights}
 
 
 def test_weight_mask_files_of_torch_are_read(tmp_path, network):

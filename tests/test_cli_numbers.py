@@ -14,7 +14,7 @@ from cli import forked, hashes, only_run, run
 
 from models.classifier import PromptedClassifier
 from program import record
-from pruning.training import _Training
+from pruning import training
 from runfolder.states import States
 
 FLAGS = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]
@@ -46,13 +46,13 @@ def into_loss(training, bad):
 
 def into_gradient(training, bad):
     """That of a weight in the network, from which the gradient of its score follows."""
-    weight = (*training.stage.needs_grad, *training.moving)[0]
+    weight = (*training.stage.needs_grad, *training.graded)[0]
     weight.register_hook(lambda gradient: gradient * bad)
 
 
 def into_moving(training, bad):
     """The scores of a search, the first weight of fine-tuning."""
-    poison(training.moving[0], bad)
+    poison(training.graded[0], bad)
 
 
 def into_prompt(training, bad):
@@ -73,15 +73,15 @@ PLACES = {
 
 def inject(name, into, bad):
     """The second step of the second epoch of a stage meets a number that is not finite."""
-    plain, seen = _Training._half_step, []
+    plain, seen = training.half_step, []
 
-    def half_step(training, *words):
-        seen.extend([1] * (training.stage.name == name))
-        if len(seen) == SECOND_STEP_OF_EPOCH_2 and training.stage.name == name:
-            into(training, bad)
-        plain(training, *words)
+    def half_step(stage_training, *words):
+        seen.extend([1] * (stage_training.stage.name == name))
+        if len(seen) == SECOND_STEP_OF_EPOCH_2 and stage_training.stage.name == name:
+            into(stage_training, bad)
+        plain(stage_training, *words)
 
-    _Training._half_step = half_step
+    training.half_step = half_step
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -32,7 +32,7 @@ import main_vpns
 from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
-from pruning.training import _Training
+from pruning import training
 from runfolder.level import Level
 from runfolder.pace import Pace
 from runfolder.run import Run
@@ -107,15 +107,15 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(undisturbed, tmp_pa
 
 def kill_in(stage, number):
     """SIGKILL at the begin of so many half-steps of a stage."""
-    plain, seen = _Training._half_step, []
+    plain, seen = training.half_step, []
 
-    def half_step(training, *args):
-        seen.extend([1] * (training.stage.name == stage))
+    def half_step(stage_training, *args):
+        seen.extend([1] * (stage_training.stage.name == stage))
         if len(seen) == number:
             KILL()
-        plain(training, *args)
+        plain(stage_training, *args)
 
-    _Training._half_step = half_step
+    training.half_step = half_step
 
 
 def killed_in(stage, numbers, save_dir, words):

@@ -125,7 +125,7 @@ class Trajectory:
                 Group(tuple(self.model.network.parameters()), weights),
                 Group(tuple(self.model.prompt.parameters()), prompt),
             ),
-            after_step=MaskKeeper(self.model.network, self.masks),
+            renew=MaskKeeper(self.model.network, self.masks),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ def test_the_first_masks_are_equal(golden: Golden) -> None:
 
 
 def test_the_masks_after_the_search_are_equal(run: Trajectory, golden: Golden) -> None:
-    assert all(torch.equal(run.masks[n], golden[f"mask_after/{n}"]) for n in LAYERS)
+    assert all(torch.equal(run.masks[f"{n}.weight"], golden[f"mask_after/{n}"]) for n in LAYERS)
 
 
 def test_the_search_moved_the_mask(golden: Golden) -> None:

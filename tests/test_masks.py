@@ -172,7 +172,7 @@ def test_selection_leaves_the_scores_alone(scores: dict[str, Tensor], density: f
 
 
 def test_convolutions_and_linear_layers_are_prunable_and_nothing_else() -> None:
-    assert list(prunable(tiny_network())) == ["0", "3", "7"]
+    assert list(prunable(tiny_network())) == ["0.weight", "3.weight", "7.weight"]
 
 
 def test_a_network_without_weights_to_prune_is_refused() -> None:
@@ -191,23 +191,23 @@ def test_layer_densities_are_shares_of_kept_weights() -> None:
 
 
 def halves(network: nn.Module) -> dict[str, Tensor]:
-    return keep_top({n: layer.weight.detach().abs() for n, layer in prunable(network).items()}, 0.5)
+    return keep_top({n: weight.detach().abs() for n, weight in prunable(network).items()}, 0.5)
 
 
 def test_applied_masks_leave_kept_weights_alone() -> None:
     network, before = tiny_network(), tiny_network()
     masks = halves(network)
     apply_masks(network, masks)
-    for name, layer in prunable(network).items():
+    for name, weight in prunable(network).items():
         kept = masks[name]
-        assert torch.equal(layer.weight[kept], before.get_submodule(name).weight[kept])
+        assert torch.equal(weight[kept], before.get_parameter(name)[kept])
 
 
 def test_pruned_weights_are_plus_zero() -> None:
     network = nn.Sequential(nn.Linear(3, 1))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[-2.0, 2.0, -0.0]]))
-    apply_masks(network, {"0": torch.zeros(1, 3, dtype=torch.bool)})
+    apply_masks(network, {"0.weight": torch.zeros(1, 3, dtype=torch.bool)})
     assert not network[0].weight.signbit().any() and not network[0].weight.any()
 
 
@@ -216,14 +216,14 @@ def test_a_pruned_weight_that_is_not_finite_becomes_zero(wild: float) -> None:
     network = nn.Sequential(nn.Linear(2, 1))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[wild, 1.0]]))
-    apply_masks(network, {"0": torch.tensor([[False, True]])})
+    apply_masks(network, {"0.weight": torch.tensor([[False, True]])})
     assert network[0].weight.tolist() == [[0.0, 1.0]]
 
 
 def test_biases_and_norms_are_not_touched() -> None:
     network, before = tiny_network(), tiny_network().state_dict()
     apply_masks(network, {n: torch.zeros_like(m) for n, m in all_kept(network).items()})
-    weights = {f"{name}.weight" for name in prunable(network)}
+    weights = set(prunable(network))
     after = network.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before.keys() - weights)
 
@@ -231,9 +231,9 @@ def test_biases_and_norms_are_not_touched() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda masks: masks.pop("7"),
+        lambda masks: masks.pop("7.weight"),
         lambda masks: masks.update(extra=torch.ones(1, dtype=torch.bool)),
-        lambda masks: masks.update({"7": torch.ones(2, 2, dtype=torch.bool)}),
+        lambda masks: masks.update({"7.weight": torch.ones(2, 2, dtype=torch.bool)}),
     ],
     ids=["missing", "unknown", "shape"],
 )
@@ -249,7 +249,7 @@ def test_masks_that_do_not_fit_are_refused_and_change_nothing(change) -> None:
 @pytest.mark.parametrize("wild", [-2.0, 2.0, -0.0, math.inf, -math.inf, math.nan])
 def test_whatever_a_step_makes_of_a_pruned_weight_becomes_plus_zero(wild: float) -> None:
     network = nn.Sequential(nn.Linear(2, 1))
-    keep = MaskKeeper(network, {"0": torch.tensor([[False, True]])})
+    keep = MaskKeeper(network, {"0.weight": torch.tensor([[False, True]])})
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[wild, -3.0]]))
     keep()
@@ -265,8 +265,8 @@ class Watch:
         self.largest: list[float] = []
 
     def pruned(self) -> Iterator[Tensor]:
-        for name, layer in prunable(self.network).items():
-            yield layer.weight.detach()[~self.masks[name]].abs()
+        for name, weight in prunable(self.network).items():
+            yield weight.detach()[~self.masks[name]].abs()
 
     def __call__(self) -> None:
         self.keep()
@@ -281,5 +281,5 @@ def test_pruned_weights_are_zero_after_every_step_of_fine_tuning(optimizer: str)
     watch = Watch(model.network, masks)
     optim = Optim(OptimConfig(optimizer, 0.05, 0.01))
     group = Group(tuple(model.network.parameters()), optim)
-    run_stage(model, Stage("finetune", 2, (group,), after_step=watch), TinyData(), MemoryLog())
+    run_stage(model, Stage("finetune", 2, (group,), renew=watch), TinyData(), MemoryLog())
     assert watch.largest == [0.0] * (2 * 3 * 2)

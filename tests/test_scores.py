@@ -74,18 +74,18 @@ class Gradient:
         self.x = torch.rand(8, 3, SIZE, SIZE, generator=draw, dtype=torch.float64)
         self.y = torch.randint(0, CLASSES, (8,), generator=draw)
         self.learned = LearnedScores(self.model.network, 0.4)
-        self.layers = list(prunable(self.model.network).values())
-        self.dense = torch.cat([layer.weight.detach().flatten() for layer in tiny_layers()])
+        self.weights = list(prunable(self.model.network).values())
+        self.dense = torch.cat([weight.detach().flatten() for weight in tiny_weights()])
         self.mask = select_top(self.learned.flat.detach().abs(), 0.4)
         F.cross_entropy(self.model(self.x), self.y).backward()
-        self.learned.take_gradients()
+        self.learned.gradients()
         self.scores_grad = score_gradient(self.learned)
 
     @torch.no_grad()
     def loss(self, mask: Tensor) -> float:
-        parts = (self.dense * mask).split([layer.weight.numel() for layer in self.layers])
-        for layer, part in zip(self.layers, parts, strict=True):
-            layer.weight.copy_(part.view(layer.weight.shape))
+        parts = (self.dense * mask).split([weight.numel() for weight in self.weights])
+        for weight, part in zip(self.weights, parts, strict=True):
+            weight.copy_(part.view(weight.shape))
         return F.cross_entropy(self.model(self.x), self.y).item()
 
     def slope(self, place: int, step: float = 1e-6) -> float:
@@ -97,7 +97,7 @@ class Gradient:
         return rise * math.copysign(1, self.learned.flat[place].item())
 
 
-def tiny_layers() -> list[nn.Module]:
+def tiny_weights() -> list[nn.Parameter]:
     return list(prunable(tiny_model().double().network).values())
 
 
@@ -124,22 +124,22 @@ def test_a_score_of_zero_gets_no_gradient() -> None:
     learned = LearnedScores(model.network, 0.4)
     F.cross_entropy(model(torch.rand(4, 3, SIZE, SIZE)), torch.zeros(4).long()).backward()
     assert model.network[7].weight.grad[5].any()
-    learned.take_gradients()
-    assert not learned.per_layer(score_gradient(learned))["7"][5].any()
+    learned.gradients()
+    assert not learned.parts(score_gradient(learned))["7.weight"][5].any()
 
 
 def test_rows_of_the_head_that_are_not_mapped_get_no_gradient() -> None:
     gradient = Gradient()
-    head = gradient.learned.per_layer(gradient.scores_grad)["7"]
+    head = gradient.learned.parts(gradient.scores_grad)["7.weight"]
     assert not head[[2, 4]].any() and head[[0, 1, 3, 5]].any()
 
 
 def test_the_network_is_masked_by_the_initial_scores_at_once() -> None:
     model, dense = tiny_model(), tiny_model()
     masks = LearnedScores(model.network, 0.4).masks()
-    for name, layer in prunable(model.network).items():
+    for name, weight in prunable(model.network).items():
         torch.testing.assert_close(
-            layer.weight, dense.network.get_submodule(name).weight * masks[name], rtol=0, atol=0
+            weight, dense.network.get_parameter(name) * masks[name], rtol=0, atol=0
         )
 
 
@@ -148,15 +148,15 @@ def test_pruned_weights_are_zeros_without_a_sign(floor: float) -> None:
     """Negative weights too: a product with the mask would leave -0.0."""
     network = tiny_model().network
     pruned = ~LearnedScores(network, 0.4, floor).keep
-    weights = torch.cat([layer.weight.detach().flatten() for layer in prunable(network).values()])
+    weights = torch.cat([weight.detach().flatten() for weight in prunable(network).values()])
     assert not weights[pruned].any() and not weights[pruned].signbit().any()
 
 
-def test_the_mask_follows_the_absolute_scores_after_a_refresh() -> None:
+def test_the_mask_follows_the_absolute_scores_when_it_is_renewed() -> None:
     learned = LearnedScores(tiny_model().network, 0.4)
     with torch.no_grad():
         learned.flat.copy_(-torch.arange(TOTAL) / TOTAL)
-    learned.refresh()
+    learned.renew()
     kept = torch.cat([mask.flatten() for mask in learned.masks().values()])
     assert kept.tolist() == [place >= pruned_count(TOTAL, 0.4) for place in range(TOTAL)]
 
@@ -166,10 +166,10 @@ def test_a_weight_comes_back_with_its_dense_value() -> None:
     learned = LearnedScores(model.network, 0.4)
     with torch.no_grad():
         learned.flat.neg_().add_(5).mul_(learned.keep)
-        learned.refresh()
+        learned.renew()
         learned.flat.fill_(1)
     learned.density = 1.0
-    learned.refresh()
+    learned.renew()
     assert torch.equal(model.network[3].weight, dense.network[3].weight)
 
 
@@ -179,7 +179,7 @@ def test_masks_that_were_handed_out_do_not_change_later() -> None:
     before = {name: mask.clone() for name, mask in masks.items()}
     with torch.no_grad():
         learned.flat.copy_(learned.flat.flip(0))
-    learned.refresh()
+    learned.renew()
     assert all(torch.equal(masks[name], before[name]) for name in masks)
 
 
@@ -190,13 +190,13 @@ def test_the_search_returns_the_exact_count() -> None:
 
 def test_the_mask_is_renewed_after_each_half_step(monkeypatch: pytest.MonkeyPatch) -> None:
     masks: list[Tensor] = []
-    refresh = LearnedScores.refresh
+    renew = LearnedScores.renew
 
     def noted(learned: LearnedScores) -> None:
-        refresh(learned)
+        renew(learned)
         masks.append(learned.keep.clone())
 
-    monkeypatch.setattr(LearnedScores, "refresh", noted)
+    monkeypatch.setattr(LearnedScores, "renew", noted)
     learn_masks(replace(search(tiny_model()), data=steps(1)))
     start, prompted, clean = masks
     assert not torch.equal(start, prompted) and not torch.equal(prompted, clean)
@@ -205,8 +205,8 @@ def test_the_mask_is_renewed_after_each_half_step(monkeypatch: pytest.MonkeyPatc
 def test_the_model_leaves_the_search_with_the_returned_masks() -> None:
     model = tiny_model()
     masks = learn_masks(search(model))
-    for name, layer in prunable(model.network).items():
-        assert torch.equal(layer.weight != 0, masks[name])
+    for name, weight in prunable(model.network).items():
+        assert torch.equal(weight != 0, masks[name])
 
 
 def after_search(
@@ -222,9 +222,9 @@ def after_search(
 def test_kept_weights_have_their_pretrained_values() -> None:
     model, dense = tiny_model(), tiny_model()
     masks = learn_masks(search(model))
-    for name, layer in prunable(model.network).items():
+    for name, weight in prunable(model.network).items():
         kept = masks[name]
-        assert torch.equal(layer.weight[kept], dense.network.get_submodule(name).weight[kept])
+        assert torch.equal(weight[kept], dense.network.get_parameter(name)[kept])
 
 
 @pytest.mark.parametrize("key", ["3.bias", "7.bias", "1.weight", "1.bias"])
@@ -262,13 +262,13 @@ def test_only_the_prompted_half_step_moves_the_prompt(
     """Three steps, so that momentum and Adam's moments are there to move it by themselves."""
     model = tiny_model()
     programs = [model.prompt.program.detach().clone()]
-    refresh: Callable[[LearnedScores], None] = LearnedScores.refresh
+    renew: Callable[[LearnedScores], None] = LearnedScores.renew
 
     def noted(learned: LearnedScores) -> None:
-        refresh(learned)
+        renew(learned)
         programs.append(model.prompt.program.detach().clone())
 
-    monkeypatch.setattr(LearnedScores, "refresh", noted)
+    monkeypatch.setattr(LearnedScores, "renew", noted)
     learn_masks(search(model, kind=kind))
     moved = [not torch.equal(a, b) for a, b in zip(programs[1:], programs[2:], strict=False)]
     assert moved == [True, False] * 3
@@ -279,15 +279,15 @@ def test_no_epochs_change_nothing_but_the_mask() -> None:
     masks = learn_masks(search(model, epochs=0))
     expected = dense.state_dict()
     for name in masks:
-        expected[f"network.{name}.weight"] *= masks[name]
+        expected[f"network.{name}"] *= masks[name]
     after = model.state_dict()
     assert all(torch.equal(after[key], expected[key]) for key in expected)
 
 
 def test_no_epochs_give_the_mask_of_the_initial_scores() -> None:
     masks = learn_masks(search(tiny_model(), epochs=0))
-    layers = prunable(tiny_model().network).values()
-    start = torch.cat([initial_score(layer.weight.detach()).flatten() for layer in layers])
+    weights = prunable(tiny_model().network).values()
+    start = torch.cat([initial_score(weight.detach()).flatten() for weight in weights])
     kept = torch.cat([mask.flatten() for mask in masks.values()])
     assert torch.equal(kept, select_top(start.abs(), 0.4))
 
@@ -303,8 +303,8 @@ def test_one_step_moves_every_score_that_has_a_gradient_or_decays() -> None:
     model = tiny_model()
     run = replace(search(model, (CLEAN,)), data=steps(1))
     learn_masks(run)
-    layers = prunable(tiny_model().network).values()
-    start = torch.cat([initial_score(layer.weight.detach()).flatten() for layer in layers])
+    weights = prunable(tiny_model().network).values()
+    start = torch.cat([initial_score(weight.detach()).flatten() for weight in weights])
     assert not torch.equal(run.log.states[-1]["tensors"]["scores"], start)
 
 
