@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.plain import plain_network
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
 from prompts.pad import PadPrompt
@@ -121,10 +120,7 @@ class Case:
 
 
 class Bench:
-    """One network and two pairs of batches; what is timed on them, ours and others'.
-
-    Dense training and the reference have the network in torch's own layers.
-    """
+    """One network and two pairs of batches; what is timed on them, ours and others'."""
 
     def __init__(self, case: Case) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -133,8 +129,7 @@ class Bench:
         labels = [torch.randint(0, CLASSES, (case.batch,), generator=draw) for _ in range(4)]
         pairs = list(zip(images, labels, strict=True))
         self.prompted, self.clean = pairs[:2], pairs[2:]
-        self.network = build_network(case.network, "none")  # as the program has it
-        self.plain = plain_network(case.network)
+        self.network = build_network(case.network, "none")
         self.mapping = torch.arange(CLASSES)
         self.pad_size = max(1, case.size // 14)  # 16 of 224
 
@@ -143,23 +138,20 @@ class Bench:
 
     def model(self) -> PromptedClassifier:
         """A fresh copy of the classifier with its prompt."""
-        pad = PadPrompt(self.case.size, self.pad_size)
-        return self._classifier(self.network, pad)
+        return self._classifier(PadPrompt(self.case.size, self.pad_size))
 
     def dense_model(self) -> PromptedClassifier:
-        """A fresh copy of the plain network with the same input and classes."""
-        return self._classifier(self.plain)
+        """A fresh copy of the classifier without a prompt."""
+        return self._classifier(None)
 
-    def _classifier(
-        self, network: nn.Module, prompt: nn.Module | None = None
-    ) -> PromptedClassifier:
-        model = PromptedClassifier(copy.deepcopy(network), prompt)
+    def _classifier(self, prompt: nn.Module | None) -> PromptedClassifier:
+        model = PromptedClassifier(copy.deepcopy(self.network), prompt)
         model.label_map = self.mapping
         return model
 
     def scored(self) -> reference.Reference:
         """The same classifier with scored layers, its threshold set."""
-        network = reference.add_scores(copy.deepcopy(self.plain))
+        network = reference.add_scores(copy.deepcopy(self.network))
         reference.set_threshold(network, self.case.density)
         return reference.Reference(network, self.case.size, self.pad_size, self.mapping)
 

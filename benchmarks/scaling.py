@@ -54,7 +54,7 @@ def step_row(case: Case, repeats: int) -> dict[str, Any]:
 
 def weights(bench: Bench) -> int:
     """Prunable weights of the network."""
-    return sum(layer.weight.numel() for layer in prunable(bench.network).values())
+    return sum(weight.numel() for weight in prunable(bench.network).values())
 
 
 class Images:

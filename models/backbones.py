@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from models.pretrained import hub_state, misfit, read_state
 from models.resnet_cifar import resnet20
-from models.stem import speed_up_stem
 from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError
 from utils.seed import key_seed
@@ -132,7 +131,7 @@ def _seeded(row: Backbone, classes: int, seed: int) -> nn.Module:
     """Build with a random state of its own (torch's CPU generator draws all the values)."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(key_seed(seed, "network"))
-        return speed_up_stem(row.build(classes))
+        return row.build(classes)
 
 
 def _head_size(row: Backbone, state: Mapping[str, Tensor]) -> int | None:

@@ -24,8 +24,6 @@ REFUSED = [
     (step, "--density 1.5", "argument --density: 1.5 is out of range"),
     (step, "--size 32 --batch 1", "resnet18 cannot train on 1 images of 32 px"),
     (step, "--profile nothing", "argument --profile: invalid choice: 'nothing'"),
-    (step, "--profile --stem", "argument --stem: not allowed with argument --profile"),
-    (step, "--stem --network resnet20", "the first convolution of resnet20 has no stride"),
     (step, "--net resnet20", "unrecognized arguments: --net resnet20"),
     (data, "--repeats 0", "argument --repeats: 0 is out of range: it must be at least 1"),
     (data, "--sizes 32,", "argument --sizes: '' is not an integer"),
