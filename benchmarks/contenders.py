@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from benchmarks import reference
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
+from models.fit import require_fit
 from prompts.pad import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.method import Search
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
-from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig
 
 CLASSES = 10
@@ -108,15 +109,8 @@ class Case:
 
     def require_fit(self) -> None:
         """Raises UsageError when the network cannot train on such batches."""
-        with torch.device("meta"):
-            network, images = backbone(self.network).build(CLASSES), torch.empty(self.shape())
-        try:
-            network(images)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"{self.network} cannot train on {self.batch} images of {self.size} px: {reason}"
-            ) from error
+        build = partial(backbone(self.network).build, CLASSES)
+        require_fit(self.network, build, [self.size], min(self.batch, 2))
 
 
 class Bench:
