@@ -14,7 +14,7 @@ NAMES = ["0.weight", "3.weight", "7.weight"]
 
 
 def exported():
-    """A model with an embedding-like parameter that no mask is for, two thirds of it pruned."""
+    """Masks, tensors and values of a model with kept weights that are zero, as a file has them."""
     model = tiny_model()
     masks = {name: torch.rand(model.network.get_parameter(name).shape) > 0.6 for name in NAMES}
     masks["7.weight"][0] = True
