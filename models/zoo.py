@@ -163,7 +163,7 @@ def _check_download(aside: Path, path: Path, link: str) -> None:
 
 
 def _known_fault(path: Path) -> str | None:
-    """The fault that the first bytes show, where a server sent something else or a part; or None."""
+    """The fault that the first bytes show: another thing or a part; None where they show none."""
     with open(path, "rb") as file:
         start = file.read(512).removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
