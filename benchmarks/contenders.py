@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.plain import plain_network
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
+from models.fit import require_fit
 from prompts.pad import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.method import Search
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
-from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig
 
 CLASSES = 10
@@ -103,22 +103,12 @@ class Case:
 
     def require_fit(self) -> None:
         """Raises UsageError when the network cannot train on such batches."""
-        with torch.device("meta"):
-            network, images = backbone(self.network).build(CLASSES), torch.empty(self.shape())
-        try:
-            network(images)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"{self.network} cannot train on {self.batch} images of {self.size} px: {reason}"
-            ) from error
+        build = partial(backbone(self.network).build, CLASSES)
+        require_fit(self.network, build, [self.size], min(self.batch, 2))
 
 
 class Bench:
-    """One network and two pairs of batches; what is timed on them, ours and others'.
-
-    Dense training and the reference have the network in torch's own layers.
-    """
+    """One network and two pairs of batches; what is timed on them, ours and others'."""
 
     def __init__(self, case: Case) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -127,8 +117,7 @@ class Bench:
         labels = [torch.randint(0, CLASSES, (case.batch,), generator=draw) for _ in range(4)]
         pairs = list(zip(images, labels, strict=True))
         self.prompted, self.clean = pairs[:2], pairs[2:]
-        self.network = build_network(case.network, "none")  # as the program has it
-        self.plain = plain_network(case.network)
+        self.network = build_network(case.network, "none")
         self.mapping = torch.arange(CLASSES)
         self.pad_size = max(1, case.size // 14)  # 16 of 224
 
@@ -137,23 +126,20 @@ class Bench:
 
     def model(self) -> PromptedClassifier:
         """A fresh copy of the classifier with its prompt."""
-        pad = PadPrompt(self.case.size, self.pad_size)
-        return self._classifier(self.network, pad)
+        return self._classifier(PadPrompt(self.case.size, self.pad_size))
 
     def dense_model(self) -> PromptedClassifier:
-        """A fresh copy of the plain network with the same input and classes."""
-        return self._classifier(self.plain)
+        """A fresh copy of the classifier without a prompt."""
+        return self._classifier(None)
 
-    def _classifier(
-        self, network: nn.Module, prompt: nn.Module | None = None
-    ) -> PromptedClassifier:
-        model = PromptedClassifier(copy.deepcopy(network), prompt)
+    def _classifier(self, prompt: nn.Module | None) -> PromptedClassifier:
+        model = PromptedClassifier(copy.deepcopy(self.network), prompt)
         model.label_map = self.mapping
         return model
 
     def scored(self) -> reference.Reference:
         """The same classifier with scored layers, its threshold set."""
-        network = reference.add_scores(copy.deepcopy(self.plain))
+        network = reference.add_scores(copy.deepcopy(self.network))
         reference.set_threshold(network, self.case.density)
         return reference.Reference(network, self.case.size, self.pad_size, self.mapping)
 

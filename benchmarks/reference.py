@@ -75,14 +75,9 @@ TWINS = {nn.Conv2d: ScoredConv2d, nn.Linear: ScoredLinear}
 
 
 def add_scores(network: nn.Module) -> nn.Module:
-    """Turn every convolution and linear layer of `network` into its scored twin, in place.
-
-    Raises TypeError for one that is not torch's own: it would bring arithmetic of its own.
-    """
-    for name, layer in network.named_modules():
+    """Turn every convolution and linear layer of `network` into its scored twin, in place."""
+    for layer in network.modules():
         if isinstance(layer, tuple(TWINS)):
-            if type(layer) not in TWINS:
-                raise TypeError(f"{name} is a {type(layer).__name__}, not a layer of torch's own")
             layer.__class__ = TWINS[type(layer)]
             weight = layer.weight.detach()
             start = math.sqrt(6 / weight[0].numel()) * weight / weight.abs().max()
@@ -109,8 +104,9 @@ def set_threshold(network: nn.Module, density: float) -> None:
 
 
 def masks(network: nn.Module) -> dict[str, Tensor]:
-    """The present masks, by layer name."""
-    return {name: layer.popup_scores.abs() > layer.tau for name, layer in scored(network).items()}
+    """The present masks, by parameter name."""
+    layers = scored(network).items()
+    return {f"{name}.weight": layer.popup_scores.abs() > layer.tau for name, layer in layers}
 
 
 class Reference(nn.Module):

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from benchmarks import pil, reference
-from benchmarks.plain import plain_network
 from data.load import DataConfig, hold_out
 from data.opening import open_splits
+from models.backbones import build_network
 
 
 class Job(Protocol):
@@ -62,7 +62,7 @@ def run(job: Job) -> dict[str, Any]:
     """Every density; the accuracy after the last epoch of each, in percent."""
     torch.manual_seed(job.seed)
     loaders = open_loaders(job)
-    network = reference.add_scores(plain_network(job.network, job.seed))
+    network = reference.add_scores(build_network(job.network, "none", seed=job.seed))
     mapping = torch.arange(loaders.classes)
     model = reference.Reference(network, job.size, job.pad_size, mapping)
     start = copy.deepcopy(model.state_dict())

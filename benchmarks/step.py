@@ -2,12 +2,10 @@
 
     python benchmarks/step.py --network resnet18 --size 32 --batch 32 [--keep_memory]
     python benchmarks/step.py --profile finetune    # search, finetune or eval, by function
-    python benchmarks/step.py --stem --size 224 --batch 16
 
 Search, fine-tuning and evaluation are ours, run through the training loop of the program;
 `reference_*` are the same with the authors' arithmetic (reference.py). The unit uses torch's
-default SGD; `dense_fused` is the same with its fused one. Networks have random weights; the dense
-and the reference's are of torch's own layers alone.
+default SGD; `dense_fused` is the same with its fused one. Networks have random weights.
 """
 
 import statistics
@@ -20,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import profiling, reference, stem
+from benchmarks import profiling, reference
 from benchmarks.contenders import Batches, Bench, Case
 from benchmarks.flags import Parser, add_keep_memory, share, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
@@ -95,18 +93,12 @@ def flags() -> Parser:
     parser.add_argument("--repeats", type=whole(1), default=9, help="turns of each contender")
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
     add_keep_memory(parser)
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument(
+    parser.add_argument(
         "--profile",
         nargs="?",
         choices=profiling.STEPS,
         const="search",
         help="only profile ours, function by function, with the dense step beside it (search)",
-    )
-    only.add_argument(
-        "--stem",
-        action="store_true",
-        help="only time the first convolution and the gradient of its images, torch's and ours",
     )
     return parser
 
@@ -130,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_table(functions)
             print_result(**said, profile=args.profile, steps=whole_steps, functions=functions)
             return
-        rows, found = stem.compare(bench, *turns) if args.stem else compare(measure(bench, *turns))
+        rows, found = compare(measure(bench, *turns))
     except UsageError as error:
         parser.error(str(error))
     print_table(rows)

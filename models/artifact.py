@@ -9,25 +9,25 @@ from torch import Tensor
 from models.classifier import PromptedClassifier
 from utils.model_file import pack_tensor, unpack_tensor
 
-Masks = Mapping[str, Tensor]
+Masks = Mapping[str, Tensor]  # bool by parameter name, in the shape of the weight; True is kept
 
 
 def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The network's own state dict with +0.0 in the pruned places, and what is not in it.
 
-    The file holds the mask as "not zero"; a kept weight that happens to be exactly zero is listed
+    The file holds a mask as "not zero"; a kept weight that happens to be exactly zero is listed
     in `kept_zeros` by its flat index, so that the mask comes back to the last weight.
     """
     tensors = dict(model.network.state_dict())
     kept_zeros = {}
     for name, mask in masks.items():
-        weight = tensors[f"{name}.weight"].masked_fill(~mask, 0.0)
-        tensors[f"{name}.weight"] = weight
-        zeros = ((weight == 0) & mask).flatten().nonzero().flatten().tolist()
+        tensors[name] = tensors[name].masked_fill(~mask, 0.0)
+        zeros = ((tensors[name] == 0) & mask).flatten().nonzero().flatten().tolist()
         if zeros:
             kept_zeros[name] = zeros
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     meta = {
+        "masks": sorted(masks),
         "kept_zeros": kept_zeros,
         "label_map": None if model.label_map is None else model.label_map.tolist(),
         "normalisation": normalisation,
@@ -37,17 +37,19 @@ def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], 
 
 
 def masks_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The masks of an exported network: every weight that is not zero, and the kept zeros.
+    """The masks of an exported network, by parameter name: weights not zero, and kept zeros.
 
-    Layers are those whose `weight` has two dimensions or more: convolutions and linear layers.
+    Raises ValueError or LookupError for names that no tensor has; for within `understood`.
     """
-    masks = {
-        key.removesuffix(".weight"): tensor != 0
-        for key, tensor in tensors.items()
-        if key.endswith(".weight") and tensor.ndim >= 2
-    }
-    for name, zeros in meta["kept_zeros"].items():
-        masks[name].view(-1)[zeros] = True
+    names, zeros = meta.get("masks"), meta["kept_zeros"]
+    if "masks" not in meta:  # files of the first version name layers, and not all of them
+        names = [n for n, t in tensors.items() if n.endswith(".weight") and t.ndim >= 2]
+        zeros = {f"{layer}.weight": indices for layer, indices in zeros.items()}
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ValueError("its masks are no list of parameter names")
+    masks = {name: tensors[name] != 0 for name in names}
+    for name, indices in zeros.items():
+        masks[name].view(-1)[indices] = True
     return masks
 
 
@@ -66,7 +68,8 @@ def restore(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the checkpoint does not fit the network: {reason[:300]}") from error
-    device = model.mean.device
-    mapped = meta["label_map"]
-    model.label_map = None if mapped is None else torch.tensor(mapped, device=device)
+    label_map = meta["label_map"]
+    if label_map is not None:
+        label_map = torch.tensor(label_map, device=model.mean.device)
+    model.label_map = label_map
     model.check_map()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from models.pretrained import hub_state, misfit, read_state
 from models.resnet_cifar import resnet20
-from models.stem import speed_up_stem
 from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError
 from utils.seed import key_seed
@@ -118,10 +117,10 @@ def build_network(
         return _seeded(row, row.source_classes if classes is None else classes, seed)
     loaded = _head_size(row, state) or row.source_classes
     network = _seeded(row, loaded if classes is None else classes, seed)
-    own = network.state_dict()
+    fresh = network.state_dict()
     if classes not in (None, loaded):
-        state = state | {key: own[key] for key in own if key.rpartition(".")[0] == row.head}
-    problem = misfit(own, state)
+        state = state | {key: fresh[key] for key in fresh if key.rpartition(".")[0] == row.head}
+    problem = misfit(fresh, state)
     if problem:
         raise VPNsError(f"the weights {chosen} do not fit {name}: {problem}")
     network.load_state_dict(state)
@@ -132,7 +131,7 @@ def _seeded(row: Backbone, classes: int, seed: int) -> nn.Module:
     """Build with a random state of its own (torch's CPU generator draws all the values)."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(key_seed(seed, "network"))
-        return speed_up_stem(row.build(classes))
+        return row.build(classes)
 
 
 def _head_size(row: Backbone, state: Mapping[str, Tensor]) -> int | None:
@@ -156,10 +155,10 @@ def weights_file(name: str, weights: str) -> Path | None:
 
     Raises UsageError for a name that it has not.
     """
-    own, path = (*backbone(name).named, "none"), Path(weights).expanduser()
-    if weights in own:
+    names, path = (*backbone(name).named, "none"), Path(weights).expanduser()
+    if weights in names:
         return None
     of_others = weights in {n for row in NETWORKS.values() for n in row.named}
     if of_others or not (path.suffix or path.exists()):
-        raise UsageError(f"{name} has no weights {not_one_of(weights, own, ' or a file')}")
+        raise UsageError(f"{name} has no weights {not_one_of(weights, names, ' or a file')}")
     return path

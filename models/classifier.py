@@ -39,22 +39,22 @@ class PromptedClassifier(nn.Module):
 
     @property
     def sources(self) -> int:
-        """The network's own classes."""
+        """The number of the network's own classes."""
         return [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1].out_features
 
     @property
     def classes(self) -> int:
-        """The classes that are told apart."""
+        """The number of target classes."""
         return self.sources if self.label_map is None else len(self.label_map)
 
     def check_map(self) -> None:
         """Raises ValueError when the label map, read from a file, has no source classes."""
-        found = self.label_map
-        if found is None:
+        mapping = self.label_map
+        if mapping is None:
             return
-        if found.dtype != torch.int64 or found.ndim != 1 or not len(found):
-            raise ValueError(f"a label map of {found.dtype} {tuple(found.shape)}")
-        if found.min() < 0 or found.max() >= self.sources:
+        if mapping.dtype != torch.int64 or mapping.ndim != 1 or not len(mapping):
+            raise ValueError(f"a label map of {mapping.dtype} {tuple(mapping.shape)}")
+        if mapping.min() < 0 or mapping.max() >= self.sources:
             raise ValueError(f"a label map outside 0..{self.sources - 1}")
 
     @contextmanager

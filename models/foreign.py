@@ -1,36 +1,32 @@
 """The `.pth` files of the authors' code (UNITES-Lab/VPNs) as plain networks with masks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backbones import NETWORKS
-from models.foreign_masks import (
-    check_layers,
-    check_scores,
-    infer_density,
-    near,
-    threshold_masks,
-)
-from models.foreign_network import MASK, SCORE, layers, plain, prunable, recognise, tensors
+from models.foreign_masks import check_masks, check_scores, threshold_masks
+from models.foreign_network import masks_in, plain, recognise, scores_in, skeleton, tensors
 from models.foreign_prompt import ForeignPrompt, read_prompt
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
 from utils.tensors import read_tensors, understood
 
+Rule = Callable[[nn.Module], Mapping[str, Tensor]]  # the weights that can be pruned, by name
+
 
 @dataclass(frozen=True)
 class Foreign:
-    """What an authors' file says.
+    """The contents of an authors' file.
 
     `state_dict` has the plain network's own keys, exact +0.0 where pruned; `masks` are bool by
-    layer, True = kept; `label_map` int64 (C,); accuracy in 0..1; `stage` search or finetune;
-    `notes` one line each, for the user.
+    parameter name, True is kept; `label_map` int64 (C,); accuracy in 0..1; `stage` search or
+    finetune; `notes` one line each, for the user.
     """
 
     network: str
@@ -47,46 +43,42 @@ class Foreign:
 
 
 def read_authors(
-    path: Path | str, density: float | None = None, file: dict[str, Any] | None = None
+    path: Path | str,
+    prunable: Rule,
+    density: float | None = None,
+    file: dict[str, Any] | None = None,
 ) -> Foreign:
     """Read an authors' checkpoint: score files of VPNs, HYDRA and BiP, and mask baselines.
 
-    Score files do not store their density: give it, or it is inferred from weights that were
-    fine-tuned with SGD. `file` is what the path holds, where that was read before. Raises
-    UsageError when that cannot be done or `density` is not in (0, 1],
-    VPNsError for files of another kind, each with the path and the reason.
+    `prunable` tells which weights of a network can be pruned; `file` holds the contents of the
+    path, where they were read before. Raises UsageError when `density` is not in (0, 1] or is
+    missing for a score file, VPNsError for files of another kind, each with the reason.
     """
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"density {density} is not in (0, 1]")
     file = read_tensors(path) if file is None else file
     with understood(path):
         try:
-            return _interpret(file, density)
+            return _interpret(file, prunable, density)
         except VPNsError as error:
             raise type(error)(f"{path}: {error}") from error
 
 
-def _interpret(file: dict[str, Any], density: float | None) -> Foreign:
-    raw = tensors(file, "state_dict")
-    notes: list[str] = []
+def _interpret(file: dict[str, Any], prunable: Rule, density: float | None) -> Foreign:
+    raw, notes = tensors(file, "state_dict"), []
     network, state = recognise(plain(raw), notes)
-    weights = prunable(network, state)
-    scores = layers(raw, SCORE)
-    if scores:
-        check_scores(scores, weights)
-        density = _density(file, scores, weights, density, notes)
-        masks = threshold_masks(scores, density)
-    else:
-        masks = _given_masks(file, raw, weights)
+    weights = {name: state[name] for name in prunable(skeleton(network))}
+    masks, scored = _masks(file, raw, weights, density)
     kept = sum(int(mask.sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    _check_count(density, kept, total, bool(scores), notes)
+    expected = kept if density is None else total - pruned_count(total, density)
+    if kept != expected:
+        why = "ties at the threshold are pruned" if scored else "its masks are taken as they are"
+        notes.append(f"keeps {kept} of {total}, not {expected}: {why}")
     no_prompt = file.get("visual_prompt") is None
-    for name, mask in masks.items():
-        state[f"{name}.weight"] = weights[name].masked_fill(~mask, 0.0)
     return Foreign(
         network=network,
-        state_dict=state,
+        state_dict=state | {n: weights[n].masked_fill(~mask, 0.0) for n, mask in masks.items()},
         masks=masks,
         label_map=_label_map(file, NETWORKS[network].source_classes),
         prompt=None if no_prompt else read_prompt(tensors(file, "visual_prompt")),
@@ -94,106 +86,54 @@ def _interpret(file: dict[str, Any], density: float | None) -> Foreign:
         kept=kept,
         prunable=total,
         claimed_accuracy=_accuracy(file),
-        stage=_stage(file),
+        # `<level>prune.pth` has the prompt's optimizer under the shorter key
+        stage="search" if "vp_optimizer" in file else "finetune",
         notes=tuple(notes),
     )
 
 
-def _density(
+def _masks(
     file: Mapping[str, Any],
-    scores: Mapping[str, Tensor],
+    raw: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
-    given: float | None,
-    notes: list[str],
-) -> float:
-    """The density given, or the one inferred; appends to `notes` when they differ."""
-    scores = {name: scores[name] for name in weights}
-    try:
-        inferred = infer_density(scores, weights, _start(file, weights))
-    except UsageError as error:
-        if given is None:
-            problem = f"cannot infer the density, give it with --density: {error}"
-            raise UsageError(problem) from error
-        return given
-    if given is None:
-        notes.append(f"density {inferred:g} inferred from the decay of the pruned weights")
-        return inferred
-    if not near(given, inferred, sum(w.numel() for w in weights.values())):
-        notes.append(f"the pruned weights point to density {inferred:g}, not {given:g}")
-    return given
-
-
-def _start(file: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights before fine-tuning. Raises UsageError when they say nothing on the density."""
-    if _stage(file) == "search":
-        raise UsageError("the file is from the search, before any weight moved")
-    groups = _dict(file, "weight_optimizer").get("param_groups", ())
-    if any("betas" in group for group in groups):
-        raise UsageError("its weights were fine-tuned with Adam, which hides the common decay")
-    start = _dict(file, "init_weight")
-    found = {name: start.get(f"{name}.weight") for name in weights}
-    for name, weight in weights.items():
-        if found[name] is None or found[name].shape != weight.shape:
-            raise UsageError(f"init_weight has no start of {name}")
-    return found
-
-
-def _given_masks(
-    file: Mapping[str, Any], raw: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The masks that a mask baseline stores, as weight_mask or as a dict of their own."""
-    found = layers(raw, MASK)
-    if not found and file.get("mask"):
-        found = layers(tensors(file, "mask"), ".weight")
-    if not found:
+    density: float | None,
+) -> tuple[dict[str, Tensor], bool]:
+    """Masks from scores, or those that a baseline stores; and whether they are from scores."""
+    scores, masks = scores_in(raw), masks_in(raw)
+    if scores:
+        check_scores(scores, weights)
+        if density is None:
+            raise UsageError("its scores do not store their density: name it with --density")
+        return threshold_masks(scores, density), True
+    if not masks and file.get("mask"):
+        masks = {k: mask for k, mask in tensors(file, "mask").items() if k.endswith("weight")}
+    if not masks:
         raise VPNsError("it holds neither popup_scores nor masks: nothing says what is pruned")
-    check_layers(found, weights, "masks")
-    for name, mask in found.items():
-        if not ((mask == 0) | (mask == 1)).all():
-            raise VPNsError(f"the mask of {name} has values other than 0 and 1")
-    return {name: found[name] != 0 for name in weights}
-
-
-def _check_count(
-    density: float | None, kept: int, total: int, scored: bool, notes: list[str]
-) -> None:
-    """Append to `notes` when the masks keep another number than the density says."""
-    asked = None if density is None else total - pruned_count(total, density)
-    if asked in (None, kept):
-        return
-    why = "ties at the threshold are pruned" if scored else "its masks are taken as they are"
-    notes.append(f"keeps {kept} of {total}, not {asked}: {why}")
+    check_masks(masks, weights)
+    return {name: masks[name] != 0 for name in weights}, False
 
 
 def _label_map(file: Mapping[str, Any], sources: int) -> Tensor:
-    found = file.get("mapping_sequence")
-    if not isinstance(found, Tensor):
+    label_map = file.get("mapping_sequence")
+    if not isinstance(label_map, Tensor):
         raise VPNsError("no mapping_sequence: the classes of its outputs are unknown")
-    if found.dtype != torch.int64 or found.ndim != 1 or not len(found):
-        raise VPNsError(f"its label map is {found.dtype} {tuple(found.shape)}, not int64 (C,)")
-    if found.min() < 0 or found.max() >= sources:
+    if label_map.dtype != torch.int64 or label_map.ndim != 1 or not len(label_map):
+        kind = f"{label_map.dtype} {tuple(label_map.shape)}"
+        raise VPNsError(f"its label map is {kind}, not int64 (C,)")
+    if label_map.min() < 0 or label_map.max() >= sources:
         raise VPNsError(f"its label map has entries outside 0..{sources - 1}")
-    if len(found.unique()) < len(found):
+    if len(label_map.unique()) < len(label_map):
         raise VPNsError("its label map gives one source class to several classes")
-    return found
+    return label_map
 
 
 def _accuracy(file: Mapping[str, Any]) -> float | None:
     """The test accuracy that the file claims, in 0..1; None where there is none."""
-    found = file.get("ckpt_test_acc", _dict(file, "all_results").get("ckpt_test_acc"))
-    if isinstance(found, Tensor) and found.numel() == 1:
-        found = found.item()
-    if not isinstance(found, int | float) or not math.isfinite(found) or not 0 <= found <= 1:
+    results = file.get("all_results")
+    results = results if isinstance(results, dict) else {}
+    claim = file.get("ckpt_test_acc", results.get("ckpt_test_acc"))
+    if isinstance(claim, Tensor) and claim.numel() == 1:
+        claim = claim.item()
+    if not isinstance(claim, int | float) or not math.isfinite(claim) or not 0 <= claim <= 1:
         return None
-    return float(found)
-
-
-def _dict(file: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The dict under `key`, empty where there is another thing or nothing."""
-    found = file.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _stage(file: Mapping[str, Any]) -> str:
-    """`search` for `<level>prune.pth`, which has the prompt's optimizer under the shorter key."""
-    return "search" if "vp_optimizer" in file else "finetune"
+    return float(claim)

@@ -1,4 +1,4 @@
-"""Which network an authors' state dict belongs to, and its plain keys."""
+"""Which network an authors' state dict belongs to, and the names of its plain parameters."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -11,19 +11,20 @@ from models.backbones import NETWORKS
 from models.pretrained import all_tensors, misfit
 from utils.errors import VPNsError
 
-SCORE, ORIG, MASK = ".popup_scores", ".weight_orig", ".weight_mask"
+# Scores lie beside a layer's weight; torch.nn.utils.prune puts its suffixes behind the weight.
+SCORE, ORIG, MASK = ".popup_scores", "weight_orig", "weight_mask"
 
 
 def tensors(file: Mapping[str, Any], key: str) -> dict[str, Tensor]:
     """The state dict under `key`. Raises VPNsError when there is none."""
-    found = file.get(key)
-    if not isinstance(found, dict) or not all_tensors(found):
+    state = file.get(key)
+    if not isinstance(state, dict) or not all_tensors(state):
         raise VPNsError(f"not a checkpoint of the authors' code: no tensors under {key!r}")
-    return dict(found)
+    return dict(state)
 
 
 def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own keys: scores and masks left out, weight_orig called weight."""
+    """The network's own parameters: scores and masks left out, weight_orig called weight."""
     return {
         key.removesuffix("_orig") if key.endswith(ORIG) else key: value.detach().contiguous()
         for key, value in raw.items()
@@ -31,12 +32,18 @@ def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def layers(tensors: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
-    """The entries `<layer><suffix>` by layer."""
-    return {k.removesuffix(suffix): v for k, v in tensors.items() if k.endswith(suffix)}
+def scores_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by the name of the parameter that they are for."""
+    scores = {key.removesuffix(SCORE): value for key, value in raw.items() if key.endswith(SCORE)}
+    return {f"{layer}.weight": value for layer, value in scores.items()}
 
 
-def _skeleton(name: str) -> nn.Module:
+def masks_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as they are stored, by the name of the parameter that they are for."""
+    return {key.removesuffix("_mask"): value for key, value in raw.items() if key.endswith(MASK)}
+
+
+def skeleton(name: str) -> nn.Module:
     """The network without memory, for its names and shapes."""
     return _on_meta(NETWORKS[name].build, NETWORKS[name].source_classes)
 
@@ -49,27 +56,20 @@ def _on_meta(build: Callable[[int], nn.Module], classes: int) -> nn.Module:
 
 def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """The network whose keys are nearest, and its state dict; appends to `notes`."""
-    own = {name: _skeleton(name).state_dict() for name in NETWORKS}
-    name = min(own, key=lambda n: len(own[n].keys() ^ state.keys()))
-    if len(own[name].keys() & state.keys()) < len(own[name]) / 2:
+    known = {name: skeleton(name).state_dict() for name in NETWORKS}
+    name = min(known, key=lambda n: len(known[n].keys() ^ state.keys()))
+    if len(known[name].keys() & state.keys()) < len(known[name]) / 2:
         raise VPNsError(f"its network is not recognised: it is none of {', '.join(NETWORKS)}")
     biases = _conv_biases(name)
     if biases and not any(key in state for key in biases):
-        state = state | {key: torch.zeros(own[name][key].shape) for key in biases}
+        state = state | {key: torch.zeros(known[name][key].shape) for key in biases}
         notes.append("trained without the biases of the convolutions: they are zero here")
-    problem = misfit(own[name], state)
+    problem = misfit(known[name], state)
     if problem:
         raise VPNsError(f"its network is nearest to {name}, but does not fit: {problem}")
-    return name, {key: state[key] for key in own[name] if key in state}
+    return name, {key: state[key] for key in known[name] if key in state}
 
 
 def _conv_biases(name: str) -> list[str]:
-    convs = {n: m for n, m in _skeleton(name).named_modules() if isinstance(m, nn.Conv2d)}
+    convs = {n: m for n, m in skeleton(name).named_modules() if isinstance(m, nn.Conv2d)}
     return [f"{n}.bias" for n, m in convs.items() if m.bias is not None]
-
-
-def prunable(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of every convolution and linear layer by layer name, in network order."""
-    modules = _skeleton(name).named_modules()
-    names = [n for n, m in modules if isinstance(m, nn.Conv2d | nn.Linear)]
-    return {n: state[f"{n}.weight"] for n in names}

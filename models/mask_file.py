@@ -1,4 +1,4 @@
-"""Masks as files: start from somebody's mask, and on request from all that goes with it."""
+"""Masks in files: a search starts from somebody's mask, on request with the weights beside it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from models.artifact import masks_of
 from models.classifier import PromptedClassifier
 from models.foreign_masks import threshold_masks
-from models.foreign_network import MASK, SCORE, layers, plain
+from models.foreign_network import MASK, SCORE, masks_in, plain, scores_in
 from models.pretrained import misfit
 from utils.errors import UsageError, VPNsError
 from utils.model_file import read_meta, unpack_tensor
@@ -20,7 +20,7 @@ from utils.tensors import read_tensors, understood
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Masks (bool by layer), the network's state dict, and the prompt's program if there is one."""
+    """Masks (bool by parameter name), the network's state dict, and the prompt's program if any."""
 
     masks: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -45,7 +45,7 @@ def read_mask_file(path: Path, density: float | None) -> MaskFile:
 def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) -> MaskFile:
     raw = file.get("state_dict", file)
     raw = {k: v for k, v in raw.items() if isinstance(v, Tensor)}
-    scores, masks = layers(raw, SCORE), layers(raw, MASK)
+    scores, masks = scores_in(raw), masks_in(raw)
     if scores and density is None:
         raise UsageError(f"{path} holds scores: name their density, one, in --density_list")
     if scores:
@@ -55,8 +55,7 @@ def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) ->
     program = (file.get("visual_prompt") or {}).get("program")
     if not isinstance(program, Tensor | None):
         raise TypeError(f"the prompt is a {type(program).__name__}")
-    kept = {name: mask != 0 for name, mask in masks.items()}
-    return MaskFile(kept, plain(raw), program)
+    return MaskFile({name: mask != 0 for name, mask in masks.items()}, plain(raw), program)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import first_line, read_tensors
 
-SHOWN = 3  # how many keys an error names
+FEW = 3  # how many keys an error names
 
 
 def read_state(path: Path, known: bool = False) -> dict[str, Tensor]:
@@ -36,26 +36,26 @@ def all_tensors(state: Mapping[Any, Any]) -> bool:
     return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
-def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """Why `state` cannot be loaded into a network with the state dict `own`; None if it can.
+def misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """Why `state` cannot be loaded into a network with the state dict `expected`; None if it can.
 
     BatchNorm's batch counters may be absent: files from before torch 0.4.1 have none.
     """
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in expected]
     shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
+        f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
     ]
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return "; ".join(f"{what} {few(keys)}" for what, keys in parts.items() if keys) or None
 
 
 def few(words: list[str]) -> str:
-    """The first few words and the number of the others."""
-    rest = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + rest
+    """The first words, and how many more there are."""
+    rest = f" and {len(words) - FEW} more" if len(words) > FEW else ""
+    return ", ".join(words[:FEW]) + rest
 
 
 def hub_url(entry: str) -> str:

@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 import urllib.request
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
@@ -22,9 +24,7 @@ from utils.tensors import SUFFIXES, first_line, read_tensors
 from utils.torch_file import ZIP_START
 
 TIMEOUT = 60  # seconds without a byte
-CHUNK = 1 << 20  # bytes
 AGAIN = ": get it again"  # how the reader ends what it says of a damaged file
-CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1f]")  # no text has them
 DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 
 
@@ -62,7 +62,7 @@ class _Refused(VPNsError):
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$VPNS_CACHE`, or `~/.cache/vpns`."""
+    """The folder of downloads: `$VPNS_CACHE`, or `~/.cache/vpns`."""
     return Path(os.environ.get("VPNS_CACHE") or "~/.cache/vpns").expanduser()
 
 
@@ -74,47 +74,40 @@ def fetch(source: str, sha256: str | None = None) -> Path:
     of the announced length, read through by `read_tensors` without a fault, and of the SHA-256
     given. Raises VPNsError when the file cannot be had, with what to do by hand, or is refused.
     """
+    sha256 = sha256 and sha256.lower()
     drive = ZOO[source].drive if source in ZOO else _drive_id(source)
     if drive:
         name = next((n for n, row in ZOO.items() if row.drive == drive), f"drive-{drive}")
         link = f"https://drive.google.com/file/d/{drive}/view"
-        return _cached(f"{name}.pth", link, lambda aside: _from_drive(drive, aside), sha256)
-    scheme = urlparse(source).scheme if "://" in source else ""
-    if scheme in ("http", "https"):
-        if Path(urlparse(source).path).suffix not in SUFFIXES:
+        return _cached(f"{name}.pth", link, partial(_from_drive, drive), sha256)
+    address = urlparse(source if "://" in source else "")
+    if address.scheme in ("http", "https"):
+        if Path(address.path).suffix not in SUFFIXES:
             ends = f"no address of weights, which would end in {', '.join(SUFFIXES)}"
             raise VPNsError(f"{source} is {ends}: download it yourself and give its path")
-        return _cached(_cache_name(source), source, lambda aside: _from_web(source, aside), sha256)
-    if scheme not in ("", "file"):
+        end = re.sub(r"[^\w.-]", "_", address.path.rpartition("/")[2])[-80:]
+        digest = hashlib.sha256(source.encode()).hexdigest()[:12]  # keeps equal ends apart
+        return _cached(f"{digest}-{end}", source, partial(_from_web, source), sha256)
+    if address.scheme not in ("", "file"):
         raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
-    return _local(source, scheme, sha256)
+    path = urllib.request.url2pathname(address.path) if address.scheme else source
+    return _local(source, Path(path).expanduser(), sha256)
 
 
-def _local(source: str, scheme: str, sha256: str | None) -> Path:
+def _local(source: str, path: Path, sha256: str | None) -> Path:
     """A file that is here already; it stays where it is."""
-    text = urllib.request.url2pathname(urlparse(source).path) if scheme else source
-    path = Path(text).expanduser()
     if not path.is_file():
         near = difflib.get_close_matches(source, ZOO, n=1)
-        models = sorted(path.rglob("*.safetensors")) if path.is_dir() else []
-        near = near or [str(model) for model in models if model.name == "model.safetensors"]
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise VPNsError(f"{path} is not a file{hint}")
-    if sha256:
-        _check_digest(path, sha256)
+        near = near or sorted(map(str, path.rglob("model.safetensors")))
+        raise VPNsError(f"{path} is not a file" + (f"; did you mean {near[0]}?" if near else ""))
+    _check_digest(path, sha256)
     return path
-
-
-def _cache_name(url: str) -> str:
-    """The end of the URL's path, after a digest that keeps equal ends apart."""
-    end = re.sub(r"[^\w.-]", "_", urlparse(url).path.rpartition("/")[2])[-80:]
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{end}"
 
 
 def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str | None) -> Path:
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
     path = cache_folder() / name
-    if path.is_file() and (sha256 is None or sha256_file(path) == sha256.lower()):
+    if path.is_file() and (sha256 is None or sha256_file(path) == sha256):
         _check_cached(path, link)
         return path
     try:
@@ -124,9 +117,11 @@ def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str 
             print(f"downloading {link} to {path}", file=sys.stderr)
             download(aside)
             _check_download(aside, path, link)
-            if sha256:
-                _check_digest(aside, sha256)
-            _publish(aside, path)
+            _check_digest(aside, sha256)
+            # its digest first, so that later damage is noticed
+            side_car = path.with_name(f"{name}.sha256")
+            atomic_write(side_car, f"{sha256_file(aside)}  {name}\n")
+            os.replace(aside, path)
     except _Refused:
         raise
     except (VPNsError, OSError, HTTPException, ValueError) as error:
@@ -136,10 +131,9 @@ def _cached(name: str, link: str, download: Callable[[Path], None], sha256: str 
     return path
 
 
-def _publish(aside: Path, path: Path) -> None:
-    """Rename a whole file to its place, its digest first, so that damage is noticed later."""
-    atomic_write(path.with_name(f"{path.name}.sha256"), f"{sha256_file(aside)}  {path.name}\n")
-    os.replace(aside, path)
+def _check_digest(path: Path, sha256: str | None) -> None:
+    if sha256 is not None and sha256 != (digest := sha256_file(path)):
+        raise VPNsError(f"checksum mismatch: {path.name} has SHA-256 {digest}, not {sha256}")
 
 
 def _check_cached(path: Path, link: str) -> None:
@@ -169,34 +163,18 @@ def _check_download(aside: Path, path: Path, link: str) -> None:
 
 
 def _known_fault(path: Path) -> str | None:
-    """What servers send in place of a file, told by its first bytes, or a part of a zip file."""
+    """The fault that the first bytes show: another thing or a part; None where they show none."""
     with open(path, "rb") as file:
         start = file.read(512).removeprefix(codecs.BOM_UTF8).lstrip()
     if not start:
         return "it came empty"
     if start.startswith(ZIP_START):
         return None if zipfile.is_zipfile(path) else "cut off: a zip file without its end came"
-    if CONTROLS.search(start):
+    if re.search(rb"[\0-\x08\x0e-\x1f]", start):  # no text has them
         return None
     if start.startswith(b"<"):
         return "a web page came in its place: a sign-in, a quota or a wrong link"
     return f"a text came in its place: {start[:80].decode(errors='replace')!r}"
-
-
-def _check_digest(path: Path, sha256: str) -> None:
-    found = sha256_file(path)
-    if found != sha256.lower():
-        raise VPNsError(f"checksum mismatch: {path.name} has SHA-256 {found}, not {sha256.lower()}")
-
-
-def _from_web(url: str, aside: Path) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "vpns"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as reply, open(aside, "wb") as file:
-        while piece := reply.read(CHUNK):
-            file.write(piece)
-        announced, came = reply.headers.get("Content-Length"), file.tell()
-    if announced is not None and int(announced) != came:
-        raise VPNsError(f"cut off: {came} of {announced} bytes came")
 
 
 def _drive_id(source: str) -> str | None:
@@ -209,6 +187,15 @@ def _drive_id(source: str) -> str | None:
     if not re.fullmatch(r"[\w-]+", drive):
         raise VPNsError(f"{source} is not the link of one file on Google Drive")
     return drive
+
+
+def _from_web(url: str, aside: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "vpns"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as reply, open(aside, "wb") as file:
+        shutil.copyfileobj(reply, file)
+        announced, size = reply.headers.get("Content-Length"), file.tell()
+    if announced is not None and int(announced) != size:
+        raise VPNsError(f"cut off: {size} of {announced} bytes came")
 
 
 def _from_drive(drive: str, aside: Path) -> None:

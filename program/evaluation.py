@@ -196,7 +196,7 @@ def _check_canvas(shape: Sequence[int], side: int) -> None:
 
 
 def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) -> Checkpoint:
-    foreign = read_authors(path, flags.get("density"), file)
+    foreign = read_authors(path, prunable, flags.get("density"), file)
     if "dataset" not in flags:
         raise UsageError(f"{path} does not say its dataset: name it with --dataset")
     shown = _prompt_flags(foreign.prompt)

@@ -103,7 +103,7 @@ class RunConfig:
     )
     density: float | None = flag(
         None,
-        "density of an authors' checkpoint (default: inferred)",
+        "density of an authors' checkpoint with scores (default: the model zoo's)",
         parse=parse_density,
         group="evaluation",
     )

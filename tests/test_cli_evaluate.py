@@ -157,18 +157,15 @@ def test_evaluation_leaves_no_folder(level, tmp_path, monkeypatch):
 # The authors' files
 
 
-def test_inferred_density_of_an_authors_file_is_noted(tmp_path):
-    file = checkpoint("resnet20", 0.4)
-    file["mapping_sequence"] = torch.randperm(10)
-    torch.save(file, tmp_path / "2best.pth")
-    found = evaluate(tmp_path / "2best.pth", "--dataset", "digits").result
-    assert found["network"] == "resnet20" and found["claimed"] == pytest.approx(83.16)
-    assert found["kept"] == found["prunable"] - int((1 - 0.4) * found["prunable"])
-    assert any("density 0.4 inferred" in note for note in found["notes"])
+def test_authors_file_without_its_density_is_refused(tmp_path):
+    torch.save(checkpoint("resnet20"), tmp_path / "2best.pth")
+    done = evaluate(tmp_path / "2best.pth", "--dataset", "digits")
+    assert done.code == 2 and done.error.startswith(f"{tmp_path}/2best.pth: its scores do not")
+    assert done.error.endswith("name it with --density")
 
 
 def test_authors_file_with_ties_at_the_threshold_is_measured_and_noted(tmp_path):
-    file = checkpoint("resnet20", 0.4)
+    file = checkpoint("resnet20")
     file["mapping_sequence"] = torch.randperm(10)
     for key, tensor in file["state_dict"].items():
         if key.endswith("popup_scores"):

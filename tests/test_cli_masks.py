@@ -47,7 +47,7 @@ def test_init_mask_leaves_weights_and_prompt_as_they_were(tmp_path, searched):
     done = run(tmp_path, *QUICK, "--init_mask", searched / "model.safetensors", "--epochs", 0)
     tensors, meta = load_model(done.folder / "d0.2/model.safetensors")
     fresh = build_network("resnet20", "none", seed=7).state_dict()
-    kept = masks(searched / "model.safetensors")["conv1"]
+    kept = masks(searched / "model.safetensors")["conv1.weight"]
     assert torch.equal(tensors["conv1.weight"], fresh["conv1.weight"] * kept)
     assert not unpack_tensor(meta["program"]).any()
 
@@ -91,24 +91,29 @@ def layer_scores(network):
     return {name: torch.randn(weight.shape, generator=draw) for name, weight in weights}
 
 
+def stored(scores):
+    """Scores under the keys of the authors' files."""
+    return {f"{name.removesuffix('.weight')}.popup_scores": s for name, s in scores.items()}
+
+
 def test_weight_mask_files_of_torch_are_read(tmp_path, network):
     kept = keep_top({n: s.abs() for n, s in layer_scores(network).items()}, 0.2)
     state = network.state_dict()
     for name, mask in kept.items():
-        state[f"{name}.weight_orig"] = state.pop(f"{name}.weight")
-        state[f"{name}.weight_mask"] = mask.float()
+        state[f"{name}_orig"] = state.pop(name)
+        state[f"{name}_mask"] = mask.float()
     path = tmp_path / "pruned.pth"
     torch.save({"state_dict": state}, path)
     done = run(tmp_path, *QUICK, "--init_from", path, "--epochs", 0)
     tensors = load_file(done.folder / "d0.2/model.safetensors")
     assert equal(masks(done.folder / "d0.2/model.safetensors"), kept)
-    assert torch.equal(tensors["fc.weight"], network.fc.weight * kept["fc"])
+    assert torch.equal(tensors["fc.weight"], network.fc.weight * kept["fc.weight"])
 
 
 def test_popup_scores_are_read_at_the_density_asked_for(tmp_path, network):
     scores = layer_scores(network)
     path = tmp_path / "scores.pth"
-    torch.save(network.state_dict() | {f"{n}.popup_scores": s for n, s in scores.items()}, path)
+    torch.save(network.state_dict() | stored(scores), path)
     done = run(tmp_path, *QUICK, "--init_mask", path)
     ours = masks(done.folder / "d0.2/model.safetensors")
     assert equal(ours, keep_top({n: s.abs() for n, s in scores.items()}, 0.2))
@@ -116,7 +121,7 @@ def test_popup_scores_are_read_at_the_density_asked_for(tmp_path, network):
 
 def test_popup_scores_without_one_density_are_refused(tmp_path, network):
     path = tmp_path / "scores.pth"
-    torch.save({f"{n}.popup_scores": s for n, s in layer_scores(network).items()}, path)
+    torch.save(stored(layer_scores(network)), path)
     done = run(tmp_path, *QUICK, "--density_list", "0.2,0.1", "--init_mask", path)
     assert done.code == 2 and "name their density" in done.error
 
@@ -171,7 +176,7 @@ def test_pruned_weights_are_plus_zero_in_every_saved_form(tmp_path, optimizer):
     assert len(states) == 2
     models = [load_file(level / f"{name}.safetensors") for name in ("search", "model")]
     for name, mask in kept.items():
-        weights = [model[f"{name}.weight"] for model in models]
-        weights += [state[f"network.{name}.weight"] for state in states]
+        weights = [model[name] for model in models]
+        weights += [state[f"network.{name}"] for state in states]
         pruned = torch.stack(weights)[:, ~mask]
         assert not pruned.any() and not pruned.signbit().any(), name

@@ -14,7 +14,6 @@ from models.foreign_network import recognise
 from models.foreign_prompt import read_prompt, region_kind
 from utils.errors import UsageError, VPNsError
 
-DECAY = 0.9931  # what weight decay alone left of a pruned weight
 SIDE = 16
 
 
@@ -40,30 +39,21 @@ def scores_of(layers):
     return scores
 
 
-def finetuned(start, mask):
-    """Pruned weights shrink by one factor, up to rounding; kept ones move, but for the last
-    rows of the head, which no class uses."""
-    noise = 1 + 1e-5 * torch.randn_like(start)
-    moved = start + 0.1 * start.std() * torch.randn_like(start) * mask
-    out = torch.where(mask, moved, start * DECAY * noise)
-    if start.ndim == 2:
-        out[len(start) // 2 :] = start[len(start) // 2 :] * DECAY
-    return out
+def weights_of(network):
+    """Which weights can be pruned, the rule that the program hands to the reader."""
+    return {f"{name}.weight": layer.weight for name, layer in layers_of(network).items()}
 
 
-def checkpoint(name="resnet20", density=0.4):
+def checkpoint(name="resnet20"):
     """A `<level>best.pth`, with the keys in the order of their layers' registration."""
     torch.manual_seed(0)
     network = build_network(name, "none")
     layers = layers_of(network)
     scores = scores_of(layers)
-    masks = authors_mask(scores, density)
     state, start = {}, {}
     for key, value in network.state_dict().items():
         layer, _, leaf = key.rpartition(".")
-        start[key] = value.clone()
-        tuned = layer in layers and leaf == "weight"
-        state[key] = finetuned(value, masks[layer]) if tuned else value + 1
+        start[key], state[key] = value.clone(), value + 1 if value.ndim < 2 else 1.1 * value
         last = leaf == "bias" if f"{layer}.bias" in network.state_dict() else leaf == "weight"
         if layer in layers and last:
             state[f"{layer}.popup_scores"] = start[f"{layer}.popup_scores"] = scores[layer]
@@ -95,6 +85,11 @@ def scores_in(file):
     return {k.removesuffix(end): v for k, v in file["state_dict"].items() if k.endswith(end)}
 
 
+def by_weight(tensors):
+    """By the name of the parameter instead of the layer."""
+    return {f"{name}.weight": tensor for name, tensor in tensors.items()}
+
+
 def without_scores(file):
     state = file["state_dict"]
     return {key: value for key, value in state.items() if not key.endswith("popup_scores")}
@@ -115,9 +110,9 @@ def file(pristine):
 def read(tmp_path):
     """Write a checkpoint and read it as a user's file."""
 
-    def write_and_read(content, density=None):
+    def write_and_read(content, density=0.4):
         torch.save(content, tmp_path / "0best.pth")
-        return read_authors(tmp_path / "0best.pth", density)
+        return read_authors(tmp_path / "0best.pth", weights_of, density)
 
     return write_and_read
 
@@ -134,10 +129,10 @@ def refuses(read):
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory):
-    content = checkpoint("resnet18", 0.4)
+    content = checkpoint("resnet18")
     path = tmp_path_factory.mktemp("authors") / "1best.pth"
     torch.save(content, path)
-    yield content, read_authors(path)
+    yield content, read_authors(path, weights_of, 0.4)
     path.unlink()
 
 
@@ -153,16 +148,15 @@ def test_a_resnet18_file_loads_strictly_into_torchvision(resnet18):
     assert torch.equal(network.bn1.weight, resnet18[0]["state_dict"]["bn1.weight"])
 
 
-def test_the_density_of_a_resnet18_file_is_inferred(resnet18):
+def test_a_resnet18_file_keeps_the_number_that_its_density_says(resnet18):
     _, found = resnet18
-    assert found.density == 0.4
+    assert (found.density, found.notes) == (0.4, ())
     assert (found.prunable, found.kept) == (11_678_912, 11_678_912 - 7_007_347)
-    assert found.notes == ("density 0.4 inferred from the decay of the pruned weights",)
 
 
 def test_the_masks_are_those_of_the_authors_rule(file, read):
     found = read(file, 0.4)
-    expected = authors_mask(scores_in(file), 0.4)
+    expected = by_weight(authors_mask(scores_in(file), 0.4))
     assert found.masks.keys() == expected.keys()
     assert all(torch.equal(found.masks[name], expected[name]) for name in expected)
 
@@ -181,7 +175,7 @@ def test_the_folded_network_computes_what_the_masked_layers_compute(file, read):
 def test_pruned_weights_are_positive_zeros(file, read):
     found = read(file, 0.4)
     for name, mask in found.masks.items():
-        pruned = found.state_dict[f"{name}.weight"][~mask]
+        pruned = found.state_dict[name][~mask]
         assert not pruned.any() and not pruned.signbit().any()
 
 
@@ -191,11 +185,6 @@ def test_the_rest_of_the_file_is_reported(file, read):
     assert torch.equal(found.prompt.program, file["visual_prompt"]["program"])
     assert (found.prompt.kind, found.prompt.size) == ("pad", 2)
     assert (found.claimed_accuracy, found.stage, found.notes) == (0.8316, "finetune", ())
-
-
-@pytest.mark.parametrize("density", [0.9, 0.5, 0.1, 0.0225])
-def test_the_density_is_inferred(read, density):
-    assert read(checkpoint(density=density)).density == density
 
 
 def test_ties_at_the_threshold_are_all_pruned_and_counted(file, read):
@@ -215,44 +204,29 @@ def test_density_1_keeps_everything(file, read):
     assert found.kept == found.prunable == 268_336
 
 
-def test_a_density_against_the_decay_is_used_and_noted(file, read):
-    found = read(file, 0.5)
-    assert found.density == 0.5
-    assert found.notes == ("the pruned weights point to density 0.4, not 0.5",)
-
-
 @pytest.mark.parametrize("density", [0.0, 1.2, -0.1])
 def test_a_density_out_of_range_is_refused(tmp_path, density):
     with pytest.raises(UsageError, match=r"is not in \(0, 1\]"):
-        read_authors(tmp_path / "any.pth", density)
+        read_authors(tmp_path / "any.pth", weights_of, density)
 
 
-def test_the_density_of_a_search_file_must_be_given(file, read, refuses):
+def test_the_density_of_scores_must_be_given(file, refuses):
+    refuses(file, "do not store their density: name it with --density$", UsageError, None)
+
+
+def test_a_file_of_the_search_is_told_by_its_optimizer(file, read):
     file["vp_optimizer"] = file.pop("weight_vp_optimizer")
-    refuses(file, "give it with --density: the file is from the search", UsageError, None)
-    assert (read(file, 0.4).stage, read(file, 0.4).density) == ("search", 0.4)
+    assert read(file).stage == "search"
 
 
-def test_the_density_of_an_adam_file_must_be_given(file, refuses):
-    file["weight_optimizer"] = {"state": {}, "param_groups": [{"betas": (0.9, 0.999)}]}
-    refuses(file, "--density: its weights were fine-tuned with Adam", UsageError, None)
+def test_the_rule_of_what_is_pruned_is_the_callers(file, tmp_path):
+    torch.save(file, tmp_path / "0best.pth")
 
+    def convolutions(network):
+        return {name: weight for name, weight in weights_of(network).items() if weight.ndim == 4}
 
-def test_without_the_first_weights_the_density_must_be_given(file, refuses):
-    del file["init_weight"]
-    refuses(file, "--density: init_weight has no start of conv1", UsageError, None)
-
-
-def test_unmoved_weights_say_nothing_on_the_density(file, refuses):
-    file["state_dict"] = dict(file["init_weight"])
-    refuses(file, "--density: all weights changed alike", UsageError, None)
-
-
-def test_weights_without_a_common_decay_say_nothing_on_the_density(file, refuses):
-    for key in without_scores(file):
-        value = file["state_dict"][key]
-        file["state_dict"][key] = value + torch.randn(value.shape)
-    refuses(file, "--density: no common decay", UsageError, None)
+    with pytest.raises(VPNsError, match="scores for fc.weight, which cannot be pruned"):
+        read_authors(tmp_path / "0best.pth", convolutions, 0.4)
 
 
 def test_masks_stored_as_weight_mask_are_read(file, read):
@@ -261,21 +235,21 @@ def test_masks_stored_as_weight_mask_are_read(file, read):
     for name, mask in masks.items():
         state[f"{name}.weight_orig"] = state.pop(f"{name}.weight")
         state[f"{name}.weight_mask"] = mask.float()
-    found = read({**file, "state_dict": state, "mask": None, "visual_prompt": None})
-    assert all(torch.equal(found.masks[name], masks[name]) for name in masks)
+    found = read({**file, "state_dict": state, "mask": None, "visual_prompt": None}, None)
+    assert all(torch.equal(found.masks[f"{name}.weight"], masks[name]) for name in masks)
     assert found.density == found.kept / found.prunable and found.prompt is None
 
 
 def test_masks_stored_in_a_dict_are_read(file, read):
-    masks = authors_mask(scores_in(file), 0.3)
-    stored = {f"{name}.weight": mask.float() for name, mask in masks.items()}
+    masks = by_weight(authors_mask(scores_in(file), 0.3))
+    stored = {name: mask.float() for name, mask in masks.items()}
     found = read({**file, "state_dict": without_scores(file), "mask": stored}, 0.4)
     assert all(torch.equal(found.masks[name], masks[name]) for name in masks)
     assert found.notes[0].endswith("its masks are taken as they are")
 
 
 def test_a_stored_mask_must_be_of_0_and_1(file, refuses):
-    masks = {f"{name}.weight": score for name, score in scores_in(file).items()}
+    masks = by_weight(scores_in(file))
     refuses({**file, "state_dict": without_scores(file), "mask": masks}, "other than 0 and 1")
 
 
@@ -293,24 +267,24 @@ def test_a_structured_file_is_refused(file, refuses):
 
 def test_a_layer_without_scores_is_named(file, refuses):
     del file["state_dict"]["layer2.0.conv1.popup_scores"]
-    refuses(file, "no scores for layer2.0.conv1")
+    refuses(file, "no scores for layer2.0.conv1.weight")
 
 
 def test_scores_for_a_layer_that_is_not_prunable_are_named(file, refuses):
     file["state_dict"]["bn1.popup_scores"] = torch.zeros(16)
-    refuses(file, "scores for bn1")
+    refuses(file, "scores for bn1.weight, which cannot be pruned")
 
 
 def test_scores_of_another_shape_are_named(file, refuses):
     file["state_dict"]["fc.popup_scores"] = torch.zeros(10, 63)
-    refuses(file, r"scores of fc have the shape \(10, 63\) instead of \(10, 64\)")
+    refuses(file, r"scores of fc.weight have the shape \(10, 63\) instead of \(10, 64\)")
 
 
 def test_scores_that_are_not_finite_are_named(file, refuses):
     scores = file["state_dict"]["fc.popup_scores"].clone()
     scores[0, 0] = math.nan
     file["state_dict"]["fc.popup_scores"] = scores
-    refuses(file, "scores of fc are not finite")
+    refuses(file, "scores of fc.weight are not finite")
 
 
 def test_a_missing_weight_is_named(file, refuses):
@@ -407,7 +381,7 @@ def test_a_network_without_convolution_biases_is_read_from_end_to_end(monkeypatc
     for key in ("0.0", "0.2"):
         del content["state_dict"][f"{key}.bias"]
     found = read(content)
-    assert found.network == "small" and len(found.notes) == 2
+    assert found.network == "small" and len(found.notes) == 1
     build_network("small", "none").load_state_dict(found.state_dict, strict=True)
 
 
