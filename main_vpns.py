@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data import Data, load_data
+from data import SPECS, Data, load_data
 from models import PromptedClassifier, build_network
 from models.artifact import masks_of, restore
 from models.backbones import backbone
@@ -29,7 +29,7 @@ from program.failures import one_line
 from program.folder import announce, run_folder, shared_settings
 from program.given import check_given, check_resumed, given_masks, trained_level
 from program.mapping import LabelMapping
-from program.plan import check_floor, plan
+from program.plan import check_fit, check_floor, plan
 from program.record import (
     describe,
     exported,
@@ -63,22 +63,24 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     config.precision.begin(device)
     check_resumed(config.run.resume, folder)
     check_given(config, folder)
+    check_fit(config, SPECS[config.data.dataset].classes)
     announce(config, folder)
-    with open_run(folder, flatten(config), stop) as log:
-        levels = open_levels(config, log)
+    with open_run(folder, flatten(config), stop) as opened:
+        levels = open_levels(config, opened)
         rows = [level.result() for level in levels]
         if None in rows:
             data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
             data = data.measured_in(config.measured_batch)
-            log.require_data(data.fingerprint)
+            opened.surroundings.require_data(data.fingerprint)
             check_floor(config, len(data.classes))
+            check_fit(config, len(data.classes), data.clean.images)
             for note in data.notes:
-                log.say(f"note: {note}")
+                opened.say(f"note: {note}")
             make_levels(config, levels, rows, data, device)
-        elif log.was_done:
+        elif opened.was_done:
             print("note: this run is done; --resume none makes it anew")
         else:
-            record(log)
+            record(opened)
     return {
         "run": str(folder),
         "network": config.network.network,
@@ -89,11 +91,11 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     }
 
 
-def open_levels(config: Config, log: Run) -> list[Level]:
+def open_levels(config: Config, run: Run) -> list[Level]:
     """The levels of the run; those of a chained method know the one before them."""
     levels: list[Level] = []
     for density in config.levels:
-        level = Level(log, density, config.run.seed, config.run.eval_every)
+        level = Level(run, density)
         if METHODS[config.method.prune_method].chained and levels:
             level.previous = levels[-1]
         levels.append(level)
@@ -119,10 +121,10 @@ def make_level(
     remap = partial(mapping.remap, model)
     ended = read_search(config, level, data, model)
     masks, row, test = ended or find_masks(config, level, data, model, mapping)
-    if config.finetunes and not level.reached("post_prompt"):
-        test = run_stage(model, finetuning(config, model, masks, remap), data, level)
+    if config.finetunes and not level.log.reached("post_prompt"):
+        test = run_stage(model, finetuning(config, model, masks, remap), data, level.log)
     if config.method.post_prompt != "none":
-        test = run_stage(model, post_prompting(config, model, remap), data, level)
+        test = run_stage(model, post_prompting(config, model, remap), data, level.log)
     clean = test or evaluate(model, data.test)
     prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
     row = results_row(level, masks) | row
@@ -152,7 +154,7 @@ def find_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
 ) -> Found:
     """Run the method's search, or take the masks of a file; keep what it ends with."""
-    level.begin("search")
+    level.log.begin("search")
     before, tested = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     masks = find(
@@ -165,7 +167,7 @@ def find_masks(
             weight_optim=config.optim("weight"),
             score_optim=config.optim("score"),
             prompt_optim=config.optim("score_vp"),
-            log=level,
+            log=level.log,
             remap=partial(mapping.remap, model),
             before_epoch=partial(mapping.remap, model) if config.maps_each_epoch else nothing,
             previous=lambda: trained_level(config, level.previous, model.network.state_dict()),
@@ -196,7 +198,7 @@ def read_search(
             raise ValueError(f"it tells {model.classes} classes apart, not {len(data.classes)}")
         masks = masks_of(tensors, meta)
         require_count(config, level.density, masks)
-    level.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
+    level.log.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
     masks = {name: mask.to(model.mean.device) for name, mask in masks.items()}
     return masks, meta["accuracies"], None
 
@@ -204,7 +206,7 @@ def read_search(
 def shared(config: Config, level: Level, data: Data) -> Shared:
     """The results that the runs of an experiment share, such as the dense network of OMP."""
     folder = level.run.folder.parents[1] / "shared"
-    return Shared(folder, shared_settings(config, data.fingerprint), level, level.folder)
+    return Shared(folder, shared_settings(config, data.fingerprint), level.log, level.folder)
 
 
 def finetuning(

@@ -20,7 +20,8 @@ from pruning.masks import (
     total_count,
 )
 from pruning.method import Trained
-from runfolder.level import Level, level_name, require_progress
+from runfolder.level import Level
+from runfolder.stage_log import level_name, require_progress
 from runfolder.states import States
 from utils.errors import UsageError, VPNsError
 from utils.model_file import load_model

@@ -1,11 +1,13 @@
 """What would be run, shown as a plan without data or weights, and where each value came from."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from data import SPECS
 from models.backbones import backbone
+from models.fit import require_fit, require_rest
 from program.settings import Config, preset_values
 from pruning import METHODS
 from pruning.masks import prunable, pruned_count, require_room
@@ -15,6 +17,7 @@ from utils.config import flatten
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
     """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
     check_floor(config, SPECS[config.data.dataset].classes)
+    check_fit(config, SPECS[config.data.dataset].classes)
     total = sum(layer_sizes(config, SPECS[config.data.dataset].classes))
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     prompt = config.build_prompt()
@@ -58,6 +61,22 @@ def check_floor(config: Config, classes: int | None) -> None:
     sizes = layer_sizes(config, classes) if floor else ()
     for density in config.levels:
         require_room(sizes, density, floor)
+
+
+def check_fit(config: Config, classes: int | None, images: int | None = None) -> None:
+    """Raises UsageError when the network cannot train on images of the sizes asked for.
+
+    With the number of training `images`, the last batch of an epoch is looked at too.
+    """
+    row, name = backbone(config.network.network), config.network.network
+    own_head = config.method.label_mapping_mode == "none"
+    build = partial(row.build, (own_head and classes) or row.source_classes)
+    sizes = [config.data.input_size] + [config.prompt.output_size] * config.ends_prompted
+    batch = config.data.batch_size
+    if images is None:
+        require_fit(name, build, sizes, min(batch, 2))
+    elif config.method.epochs:
+        require_rest(name, build, sizes, min(images, images % batch or batch))
 
 
 def origins(config: Config, typed: set[str]) -> dict[str, str]:

@@ -13,7 +13,8 @@ from pruning.measure import Counts
 from runfolder.identity import model_flags
 from runfolder.level import Level
 from runfolder.plots import draw_run
-from runfolder.run import Run, environment
+from runfolder.run import Run
+from runfolder.surroundings import environment
 from utils.config import flatten
 from utils.errors import VPNsError
 
@@ -77,7 +78,7 @@ def results_row(level: Level, masks: Masks) -> dict[str, Any]:
         "real_density": round(kept / total, 9),
         "kept": kept,
         "prunable": total,
-        "passes": round(level.passes, 4),
+        "passes": round(level.log.passes, 4),
     }
 
 
@@ -99,7 +100,7 @@ def save_level(
 ) -> None:
     """Write model.safetensors, which also ends the level."""
     tensors, meta = exported(config, level, model, masks)
-    level.finish(tensors, meta | describe(config, level) | {"result": row}, config.run.keep_states)
+    level.finish(tensors, meta | describe(config, level) | {"result": row})
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
     level.run.say(
         f"density {level.density:g}: {row['kept']:,} of {row['prunable']:,} weights kept, "

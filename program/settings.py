@@ -66,17 +66,20 @@ class RunConfig:
         parse=word,
         group="run",
     )
-    keep_states: bool = flag(False, "keep the training states of finished levels", group="run")
+    keep_states: bool = flag(
+        False, "keep the newest training states of each stage, under its name", group="run"
+    )
     save_every: int = flag(
-        1,
-        "epochs between training states; the end of a stage always has one",
-        parse=number(int, 1),
+        0,
+        "epochs between training states; 0 leaves it to --save_minutes; the end of a stage always "
+        "has one",
+        parse=number(int, 0),
         group="run",
     )
     save_minutes: float = flag(
         10.0,
-        "write a state in the middle of an epoch too when so many minutes have passed since the "
-        "last one: what a kill, which cannot be answered, may cost; 0 for none",
+        "write a training state when so many minutes have passed since the last one, in the middle "
+        "of an epoch too: what a kill, which cannot be answered, may cost; 0 for none",
         parse=number(float, 0),
         group="run",
     )

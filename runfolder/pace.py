@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 
 class Pace:
-    """Every `epochs` epochs, at the end of a stage, and `minutes` after the last state (0: not)."""
+    """`minutes` after the last state, every `epochs` epochs (0: not), and at the end of a stage."""
 
     def __init__(
-        self, epochs: int = 1, minutes: float = 0, clock: Callable[[], float] = time.monotonic
+        self, epochs: int = 0, minutes: float = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`clock` gives seconds."""
         self._epochs, self._minutes, self._clock = epochs, minutes, clock
@@ -27,4 +27,5 @@ class Pace:
 
         What follows a stage starts from its end, which therefore always has one.
         """
-        return done == epochs or done % self._epochs == 0 or self.late()
+        every = self._epochs > 0 and done % self._epochs == 0
+        return done == epochs or every or self.late()

@@ -1,6 +1,5 @@
 """The training states of one level: numbered, checked on load, the newest two kept."""
 
-import io
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from utils.errors import VPNsError
-from utils.model_file import side_car, write_with_sum
+from utils.files import write_streamed
+from utils.model_file import side_car, write_side_car
 from utils.tensors import read_tensors, understood
 
 KEPT_STATES = 2
@@ -38,15 +38,14 @@ class States:
         return self.path(numbers[0]) if numbers else None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the next state, then drop all but the newest two.
-
-        The bytes are made first and written by us: on a full disk torch.save raises an error
-        that does not say so.
-        """
+        """Write the next state, tensor by tensor, then drop all but the newest two."""
         numbers = self.numbers()
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_with_sum(self.path(numbers[0] + 1 if numbers else 1), buffer.getbuffer())
+        path = self.path(numbers[0] + 1 if numbers else 1)
+        write_streamed(
+            path,
+            lambda file: torch.save(state, file),
+            lambda digest: write_side_car(path, digest),
+        )
         for old in numbers[KEPT_STATES - 1 :]:
             self._remove(old)
 
@@ -71,6 +70,21 @@ class States:
                 os.replace(path, path.with_name(path.name + ".damaged"))
                 side_car(path).unlink(missing_ok=True)
         return None, problems
+
+    def set_aside(self) -> None:
+        """Give the states of a stage that is over its name: `search-5.pt`, `finetune-9.pt`."""
+        for number in self.numbers():
+            path = self.path(number)
+            try:
+                stage = str(read_tensors(path)["stage"])
+            except (VPNsError, KeyError):
+                continue  # a damaged one stays what it is
+            if not re.fullmatch(r"[a-z][\w.-]*", stage):
+                continue
+            aside = path.with_name(f"{stage}-{number}.pt")
+            if side_car(path).exists():
+                os.replace(side_car(path), side_car(aside))
+            os.replace(path, aside)
 
     def remove_all(self) -> None:
         """Drop every state and every side-car without one."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CLASSES, MemoryLog, TinyData, TinyView, tiny_model
+from conftest import MemoryLog, TinyData, TinyView, tiny_model
 from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier

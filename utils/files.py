@@ -4,31 +4,72 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from utils.errors import VPNsError
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-def atomic_write(
-    path: Path, data: bytes | memoryview | str, folder: Path | None = None
-) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+class HashedFile:
+    """An open file that hashes what is written and remembers why a write failed.
 
-    `folder`, on the same disk, is where a part would stay if the process were killed; by default
-    that of `path`. Raises VPNsError when the folder cannot be written or the disk is full; the old
-    file stays.
+    torch.save turns an error of the system into one of its own, which does not say that the disk
+    is full.
     """
-    data = data.encode() if isinstance(data, str) else data
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write and hash all of `data`."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def sha256(self) -> str:
+        """SHA-256 of what was written, in hex."""
+        return self._digest.hexdigest()
+
+
+def write_streamed(
+    path: Path,
+    write: Callable[[HashedFile], object],
+    before: Callable[[str], object] = lambda digest: None,
+    folder: Path | None = None,
+) -> None:
+    """Let `write` fill a file so that a reader of `path` sees the old file or all of the new one.
+
+    `before(digest)` is called with the SHA-256 when everything is on the disk, before the file gets
+    its name. `folder`, on the same disk, is where a part would stay if the process were killed; by
+    default that of `path`. Raises VPNsError when the folder cannot be written or the disk is full;
+    the old file stays.
+    """
     aside = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(aside, "wb") as raw:
+            file = HashedFile(raw)
+            try:
+                write(file)
+                file.flush()
+            except Exception:
+                if file.error is not None:
+                    raise file.error from None
+                raise
+        before(file.sha256())
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -36,6 +77,17 @@ def atomic_write(
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def atomic_write(path: Path, data: bytes | memoryview | str, folder: Path | None = None) -> None:
+    """Write `data` to `path` as `write_streamed` does."""
+    content = data.encode() if isinstance(data, str) else data
+    write_streamed(path, lambda file: file.write(content), folder=folder)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a small JSON file, whole."""
+    atomic_write(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _sync_folder(folder: Path) -> None:

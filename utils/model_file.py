@@ -25,9 +25,14 @@ def write_with_sum(
     `folder` is that of `atomic_write`. Returns the SHA-256 in hex.
     """
     digest = sha256(data)
-    atomic_write(side_car(path), f"{digest}  {path.name}\n", folder)
+    write_side_car(path, digest, folder)
     atomic_write(path, data, folder)
     return digest
+
+
+def write_side_car(path: Path, digest: str, folder: Path | None = None) -> None:
+    """Write the SHA-256 of `path` beside it."""
+    atomic_write(side_car(path), f"{digest}  {path.name}\n", folder)
 
 
 def side_car(path: Path) -> Path:

@@ -1,0 +1,83 @@
+"""The curves of a run: a line an epoch in metrics.jsonl, and TensorBoard's files."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import VPNsError
+from utils.files import atomic_write, parse_object, write_problem
+
+
+def guarded(write: Callable[[], None], path: Path) -> None:
+    """Do `write`. Raises VPNsError that names `path` when the disk refuses."""
+    try:
+        write()
+    except OSError as error:
+        raise VPNsError(write_problem(path, error)) from error
+
+
+class Metrics:
+    """Every finished epoch, in the order in which they ended; TensorBoard's step is the row."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / "metrics.jsonl"
+        self._writer: Any = None
+        self._step = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a line that is none, or cut short by a crash, is left out."""
+        if not self._path.is_file():
+            return []
+        rows = [parse_object(line) for line in self._path.read_bytes().split(b"\n")[:-1]]
+        return [row for row in rows if row and "density" in row]
+
+    def cut_back(self, density: float, rows: int) -> int:
+        """Cut one level back to its first `rows`; other levels stay. Returns how many it has."""
+        kept, count = [], 0
+        for row in self.rows():
+            count += row["density"] == density
+            if row["density"] != density or count <= rows:
+                kept.append(row)
+        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.close()
+        self._step = len(kept)
+        return min(count, rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl and its numbers to TensorBoard."""
+
+        def append() -> None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+        guarded(append, self._path)
+        self._step += 1
+        tag = f"d{row['density']:g}/{row['stage']}"
+        for name, value in row.items():
+            if isinstance(value, float) and name != "density":
+                self.scalar(f"{tag}/{name}", value)
+
+    def scalar(self, tag: str, value: float) -> None:
+        """A number for TensorBoard at the present epoch of the run."""
+        self._tensorboard().add_scalar(tag, value, self._step)
+
+    def picture(self, tag: str, image: torch.Tensor) -> None:
+        """An image (3, H, W) in [0, 1] for TensorBoard."""
+        self._tensorboard().add_image(tag, image.cpu(), self._step)
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Steps beyond the last row were written by a run that did not finish its epoch.
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._step)
+        return self._writer
+
+    def close(self) -> None:
+        """Let TensorBoard's file go."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

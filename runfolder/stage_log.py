@@ -1,0 +1,152 @@
+"""What a training stage of one level reports to, and where its states are kept."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from runfolder.pace import Pace
+from runfolder.run import Run
+from runfolder.states import States
+from utils.tensors import require_amounts
+
+AFTER_SEARCH = ("finetune", "post_prompt")
+PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, whatever its stage
+
+
+def require_progress(state: dict[str, Any]) -> None:
+    """Raises ValueError when a dict is no training state."""
+    require_amounts(state, *PROGRESS)
+    counts = {name: state[name] for name in PROGRESS[:3]}
+    wrong = [name for name, value in counts.items() if not isinstance(value, int)]
+    if wrong or not isinstance(state["stage"], str):
+        raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
+
+
+class StageLog:
+    """The log of pruning/stage.py: progress, states, curves and stops of one density."""
+
+    def __init__(self, run: Run, density: float, states: States) -> None:
+        self._run, self._density, self._states = run, density, states
+        self.key: tuple[object, ...] = (run.flags["seed"], density)
+        self.passes = 0.0
+        self.rows = 0
+        self._pace = Pace(run.flags["save_every"], run.flags["save_minutes"])
+        self._newest: dict[str, Any] | None = None  # read by `begin`, until its stage begins
+        self._title, self._started = "", time.monotonic()
+
+    def begin(self, phase: str, rows: int = 0, passes: float = 0) -> None:
+        """Start or go on with `search` or `finetune`, which has `rows` and `passes` before it.
+
+        States of the other phase are leftovers, of a search that has ended or that is made again.
+        """
+        state, problems = self._states.newest(self._require_ours)
+        for problem in problems:
+            self._run.say(f"{problem}; going back to the state before it")
+        if state:
+            self._run.surroundings.require_state(state)
+            if (state["stage"] in AFTER_SEARCH) != (phase in AFTER_SEARCH):
+                self._states.remove_all()
+                state = None
+        self._newest = state
+        self.rows, self.passes = state["rows"] if state else rows, passes
+        there = self._run.metrics.cut_back(self._density, self.rows)
+        if there < self.rows:
+            self._run.say(
+                f"note: metrics.jsonl is damaged: {self.rows - there} of {self.rows} epochs of "
+                f"density {self._density:g} are missing in the curves"
+            )
+
+    def _require_ours(self, state: dict[str, Any]) -> None:
+        require_progress(state)
+        if state.get("density") != self._density:
+            raise ValueError(f"a state of density {state.get('density')}")
+
+    def reached(self, stage: str) -> bool:
+        """Whether the newest state is of this stage, so that those before it are over."""
+        return self._newest is not None and self._newest["stage"] == stage
+
+    def resume(self, stage: str) -> dict[str, Any] | None:
+        """The newest state of this stage, which begins now, with its file under `path`; or None."""
+        self._pace.restart()
+        if not self.reached(stage):
+            return None
+        state, self._newest = self._newest, None
+        self.rows, self.passes = state["rows"], state["passes"]
+        where = f"epoch {state['epoch']}"
+        if state["step"]:
+            where = f"step {state['step']} of epoch {state['epoch'] + 1}"
+        self._run.say(f"density {self._density:g}: continuing {stage} after {where}")
+        return state | {"path": str(self._states.newest_path())}
+
+    def steps(self, steps: range, title: str) -> Iterator[int]:
+        """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
+        self._started = time.monotonic()
+        self._title = f"density {self._density:g} {title}"
+        bar = tqdm(
+            steps, self._title, steps.stop, initial=steps.start, disable=None, leave=False,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        with self.hold(), bar:
+            for step in bar:
+                yield step
+                if bar.disable and (step + 1) % self._run.flags["print_freq"] == 0:
+                    self._run.say(f"{self._title}: step {step + 1} of {steps.stop}")
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Put a stop off to the end of the block."""
+        return self._run.stop.hold()
+
+    def answer_stop(self) -> None:
+        """Raise Interrupted if a stop was asked for."""
+        if self._run.stop.requested:
+            self._run.stop.now()
+
+    def wants_test(self, epoch: int, epochs: int) -> bool:
+        """Whether this epoch is measured on the test images (for the curves, never to choose)."""
+        every, done = self._run.flags["eval_every"], epoch + 1
+        return every > 0 and (done % every == 0 or done == epochs)
+
+    def wants_state(self, done: int | None, epochs: int) -> bool:
+        """Whether to save a state after `done` epochs of `epochs`; None is in mid-epoch."""
+        return self._pace.late() if done is None else self._pace.due(done, epochs)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Save a training state."""
+        self._newest = None
+        with self.hold():
+            progress = {"rows": self.rows, "passes": self.passes, "density": self._density}
+            around = self._run.surroundings.of_state() | {"config": self._run.flags}
+            self._states.save(state | progress | around)
+            self._pace.restart()
+
+    def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
+        """Record one finished epoch in metrics.jsonl, TensorBoard, log and console."""
+        row = {"density": self._density} | row
+        row["seconds"] = round(time.monotonic() - self._started, 3)
+        self.rows += 1
+        self._run.metrics.add(row)
+        prompt = getattr(model, "prompt", None)
+        if prompt is not None:
+            self._run.metrics.picture(f"{level_name(self._density)}/prompt", prompt.picture())
+        self._run.say(epoch_line(self._title, row))
+
+    def add_passes(self, passes: float) -> None:
+        """Count forward and backward passes over the training set."""
+        self.passes += passes
+
+
+def level_name(density: float) -> str:
+    """The folder of a density, in its shortest form: d0.1, d0.0225, d1."""
+    return f"d{density!r}".removesuffix(".0")
+
+
+def epoch_line(title: str, row: dict[str, Any]) -> str:
+    """One finished epoch in one line."""
+    measures = [name for name in row if name.endswith(("_loss", "_accuracy"))]
+    values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in measures)
+    rate = "/".join(f"{value:.2g}" for value in row["lr"])
+    return f"{title}: {values}, lr {rate}, {row['seconds']:.1f} s"
