@@ -26,7 +26,7 @@ ROOT = Path(main_vpns.__file__).parent
 SMALL = (
     "--network", "resnet20", "--weights", "none", "--dataset", "digits", "--device", "cpu",
     "--input_size", "8", "--output_size", "8", "--pad_size", "1", "--epochs", "1",
-    "--train_images", "120", "--batch_size", "60", "--workers", "0",
+    "--train_images", "120", "--batch_size", "60", "--workers", "0", "--save_every", "1",
 )  # fmt: skip
 
 

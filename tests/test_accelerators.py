@@ -26,6 +26,7 @@ from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from runfolder.level import Level
+from runfolder.stage_log import StageLog
 from utils import seed
 from utils.errors import Interrupted, NumericError
 from utils.loss_scale import MOST_SKIPPED, LossScale
@@ -345,7 +346,7 @@ QUICK = (
 def test_run_goes_on_bit_identically_and_is_measured_in_its_own_precision(tmp_path: Path) -> None:
     words = [*QUICK, "--prune_method", "hydra", "--amp", "bf16", "--channels_last"]
     whole = run(tmp_path / "whole", *words)
-    hook = (Level, "save", 1, send("SIGKILL"), True)
+    hook = (StageLog, "save", 1, send("SIGKILL"), True)
     killed = forked(tmp_path / "killed", *words, before=lambda: at_call(*hook))
     assert killed.code == -9
     again = run(tmp_path / "killed", *words)
@@ -414,8 +415,8 @@ def test_compiled_run_is_close_and_goes_on_bit_identically(
     words = [*QUICK, "--epochs", 2, "--compile"]
     whole = run(tmp_path / "whole", *words)
     with monkeypatch.context() as patch:  # a fork could not use the compiler's helper processes
-        patch.setattr(Level, "save", Level.save)
-        at_call(Level, "save", 3, send("SIGTERM"), True)
+        patch.setattr(StageLog, "save", Level.save)
+        at_call(StageLog, "save", 3, send("SIGTERM"), True)
         assert run(tmp_path / "stopped", *words).code == 75
     torch.compiler.reset()  # as another process would begin
     again = run(tmp_path / "stopped", *words)

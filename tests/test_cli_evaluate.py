@@ -16,7 +16,7 @@ from test_foreign import authors_mask, checkpoint, layers_of, scores_of
 
 from data import DataConfig, load_data
 from program.evaluation import read_checkpoint
-from runfolder.level import Level
+from runfolder.stage_log import StageLog
 
 LEVEL = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]
 
@@ -73,7 +73,7 @@ def test_last_state_of_fine_tuning_has_the_final_accuracy(trained, level):
 @pytest.mark.parametrize("mapping", ["flm", "none"])
 def test_last_state_of_the_search_has_the_accuracy_after_it(tmp_path, mapping):
     words = [*LEVEL, "--label_mapping_mode", mapping]
-    kill = (Level, "save", 2, send("SIGKILL"), True)
+    kill = (StageLog, "save", 2, send("SIGKILL"), True)
     forked(tmp_path / "killed", *words, before=lambda: at_call(*kill))
     found = evaluate(only_run(tmp_path / "killed") / "d0.1/state-2.pt").result
     (row,) = run(tmp_path / "killed", *words).result["rows"]

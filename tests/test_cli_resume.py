@@ -33,11 +33,12 @@ from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
 from pruning import training
+from runfolder import shared
 from runfolder.level import Level
 from runfolder.pace import Pace
 from runfolder.run import Run
+from runfolder.stage_log import StageLog
 from runfolder.states import States
-from utils import level, shared
 from utils.signals import SIGNALS
 
 QUICK = ["--epochs", 2, "--eval_every", 0, "--input_size", 4, "--output_size", 4]
@@ -71,12 +72,12 @@ def same(undisturbed, again):
 
 MOMENTS = {
     "in the search": (PromptedClassifier, "forward", IN_SEARCH, False),
-    "between the record and the state of a search epoch": (Level, "save", 2, False),
+    "between the record and the state of a search epoch": (StageLog, "save", 2, False),
     "after the search, before its end is saved": (Level, "save_search", 1, False),
     "after the search, before its states are removed": (States, "remove_all", 1, False),
     "before fine-tuning": (Level, "save_search", 1, True),
     "in fine-tuning": (PromptedClassifier, "forward", IN_FINETUNING, False),
-    "after a state of fine-tuning": (Level, "save", 3, True),
+    "after a state of fine-tuning": (StageLog, "save", 3, True),
     "while a state is written": (os, "replace", 12, False),
     "between the model's side-car and the model": (os, "replace", 15, True),
     "after the model, before its states are removed": (States, "remove_all", 2, False),
@@ -168,7 +169,7 @@ def test_run_survives_twenty_random_kills_in_a_stage(tmp_path, stage, words):
 
 def test_run_killed_between_levels_does_not_repeat_the_first(tmp_path):
     words = [*FLAGS, "--density_list", "0.2,0.1"]
-    forked(tmp_path / "killed", *words, before=lambda: at_call(Level, "begin", 2, KILL, False))
+    forked(tmp_path / "killed", *words, before=lambda: at_call(StageLog, "begin", 2, KILL, False))
     model = only_run(tmp_path / "killed") / "d0.2/model.safetensors"
     before = model.stat().st_mtime_ns
     again = run(tmp_path / "killed", *words)
@@ -191,7 +192,7 @@ CHAINS = {
 def test_other_methods_and_stages_end_in_the_same_bytes(tmp_path, chain):
     words, saves = CHAINS[chain]
     words = [*FLAGS, *words]
-    hook = (Level, "save", saves, KILL, True)
+    hook = (StageLog, "save", saves, KILL, True)
     killed = forked(tmp_path / "killed", *words, before=lambda: at_call(*hook))
     assert killed.code == -signal.SIGKILL
     assert same(run(tmp_path / "whole", *words), run(tmp_path / "killed", *words))
@@ -199,7 +200,7 @@ def test_other_methods_and_stages_end_in_the_same_bytes(tmp_path, chain):
 
 def test_phase_shared_by_levels_keeps_its_place_in_the_record(tmp_path):
     words = [*FLAGS, "--prune_method", "omp"]
-    for hook in ((Level, "save_search", 1, KILL, False), (Level, "save", 1, KILL, True)):
+    for hook in ((Level, "save_search", 1, KILL, False), (StageLog, "save", 1, KILL, True)):
         forked(tmp_path / "killed", *words, before=lambda hook=hook: at_call(*hook))
     assert same(run(tmp_path / "whole", *words), run(tmp_path / "killed", *words))
 
@@ -242,7 +243,7 @@ def test_states_in_the_middle_of_an_epoch_are_written_by_the_clock(tmp_path):
 def test_minutes_count_from_the_last_state_of_the_run(tmp_path, monkeypatch):
     """Each look at the clock finds it 20 s later: of four steps only the third is late."""
     ticks = itertools.count(0, 20)
-    monkeypatch.setattr(level, "Pace", functools.partial(Pace, clock=lambda: next(ticks)))
+    monkeypatch.setattr(stage_log, "Pace", functools.partial(Pace, clock=lambda: next(ticks)))
     run(tmp_path, *DENSE, "--batch_size", 30, "--save_minutes", 1)
     assert states_of(tmp_path) == [("state-1", 0, 3), ("state-2", 1, 0)]
 
@@ -457,7 +458,7 @@ def flip_a_bit(path):
 
 def test_damaged_newest_state_falls_back_and_says_so(undisturbed, tmp_path):
     save_dir = tmp_path / "run"
-    forked(save_dir, *FLAGS, before=lambda: at_call(Level, "save", 4, KILL, True))
+    forked(save_dir, *FLAGS, before=lambda: at_call(StageLog, "save", 4, KILL, True))
     older, newest = sorted(only_run(save_dir).glob("d0.1/state-*.pt"))
     flip_a_bit(newest)
     again = run(save_dir, *FLAGS)
@@ -469,7 +470,7 @@ def test_damaged_newest_state_falls_back_and_says_so(undisturbed, tmp_path):
 
 def test_when_all_states_are_damaged_the_stage_starts_again(undisturbed, tmp_path):
     save_dir = tmp_path / "run"
-    forked(save_dir, *FLAGS, before=lambda: at_call(Level, "save", 4, KILL, True))
+    forked(save_dir, *FLAGS, before=lambda: at_call(StageLog, "save", 4, KILL, True))
     for state in only_run(save_dir).glob("d0.1/state-*.pt"):
         state.write_bytes(b"")
     assert same(undisturbed, run(save_dir, *FLAGS))
@@ -477,7 +478,7 @@ def test_when_all_states_are_damaged_the_stage_starts_again(undisturbed, tmp_pat
 
 def test_damaged_end_of_the_search_repeats_the_search(undisturbed, tmp_path):
     save_dir = tmp_path / "run"
-    forked(save_dir, *FLAGS, before=lambda: at_call(Level, "save", 3, KILL, True))
+    forked(save_dir, *FLAGS, before=lambda: at_call(StageLog, "save", 3, KILL, True))
     flip_a_bit(only_run(save_dir) / "d0.1/search.safetensors")
     again = run(save_dir, *FLAGS)
     assert "the search is made again" in again.out
@@ -603,7 +604,7 @@ def test_flags_that_change_no_number_keep_the_folder(tmp_path):
 def holder(tmp_path):
     """A fork that waits in its run, and its process number."""
     def wait_there():
-        at_call(Level, "save", 1, signal.pause, False)
+        at_call(StageLog, "save", 1, signal.pause, False)
         (tmp_path / "pid").write_text(str(os.getpid()))
 
     wait = fork(tmp_path / "run", *FLAGS, before=wait_there)

@@ -34,7 +34,7 @@ from data import decoding, faults, opening
 from models.classifier import PromptedClassifier
 from program import evaluation, record
 from runfolder.run import Run
-from utils import level
+from runfolder.surroundings import Surroundings
 from utils.signals import SIGNALS, Stop
 
 QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
@@ -83,12 +83,12 @@ def test_signal_during_the_imports_ends_the_program_with_one_line(stub, tmp_path
 
 PHASES = {
     "looking for the data": (opening, "locate", 1, False),
-    "the fingerprint of the images": (Run, "require_data", 1, False),
+    "the fingerprint of the images": (Surroundings, "require_data", 1, False),
     "mapping the labels": (main_vpns, "count_predictions", 1, False),
     "measuring before the search": (PromptedClassifier, "forward", 2, False),
-    "measuring after the search": (main_vpns, "measured", 2, False),
-    "writing the end of the search": (level, "save_model", 1, True),
-    "the last measurement": (main_vpns, "measured", 4, True),
+    "measuring after the search": (level_module, "save_model", 1, False),
+    "writing the end of the search": (level_module, "save_model", 1, True),
+    "the last measurement": (main_vpns, "evaluate", 1, True),
     "the table": (Run, "write_results", 1, False),
     "the picture": (record, "draw_run", 1, False),
     "the last word": (Run, "close", 1, False),

@@ -18,7 +18,7 @@ from models.artifact import masks_of
 from program.evaluation import read_checkpoint
 from pruning import METHODS
 from pruning.masks import keep_top, kept_count, layer_densities, prunable
-from runfolder.level import Level
+from runfolder.stage_log import StageLog
 from utils.errors import NumericError, UsageError
 from utils.model_file import load_model
 
@@ -254,7 +254,7 @@ def test_a_given_mask_below_the_floor_is_refused(
 
 def test_the_mask_of_a_state_of_the_search_has_the_floor(tmp_path: Path, weights: Path) -> None:
     words = ("--prune_method", "hydra", "--min_layer_density", 0.08)
-    hook = (Level, "save", 1, cli.send("SIGKILL"), True)
+    hook = (StageLog, "save", 1, cli.send("SIGKILL"), True)
     cli.forked(
         tmp_path / "run", "--weights", weights, "--density_list", "0.1", *words,
         before=lambda: cli.at_call(*hook),

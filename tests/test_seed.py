@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.seed import generator, key_seed, pick_device
+from utils.seed import generator, key_seed
 
 KEYS = st.lists(st.one_of(st.integers(), st.floats(allow_nan=False), st.text()), max_size=4)
 
@@ -49,17 +49,3 @@ def test_a_stream_leaves_the_global_one_alone() -> None:
     torch.manual_seed(0)
     torch.rand(9, generator=generator(7))
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_the_cpu_is_always_there() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-
-
-def test_auto_is_a_device_that_works() -> None:
-    torch.empty(1, device=pick_device("auto"))
-
-
-@pytest.mark.parametrize("name", ["tpu9", "cuda:99", "", "cpu cuda"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not available here"):
-        pick_device(name)

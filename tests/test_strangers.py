@@ -26,6 +26,7 @@ from test_foreign import checkpoint
 from torch import nn
 
 from runfolder.level import Level
+from runfolder.stage_log import StageLog
 from utils.errors import VPNsError
 from utils.model_file import load_model, save_model
 from utils.tensors import read_tensors
@@ -41,8 +42,9 @@ def stopped(tmp_path_factory):
 
 
 def killed_after(folder, method):
-    """The folder of a run that was killed after the first call of a method of Level."""
-    kill = (Level, method, 1, send("SIGKILL"), True)
+    """The folder of a run that was killed after a method of its level was first called."""
+    owner = StageLog if method == "save" else Level
+    kill = (owner, method, 1, send("SIGKILL"), True)
     forked(folder / "run", *QUICK, before=lambda: at_call(*kill))
     return only_run(folder / "run")
 
