@@ -14,6 +14,7 @@ from report.contents import (
     rest_rows,
 )  # fmt: skip
 from report.panel import Panel, Series
+from report.runs import Run
 from report.tables import latex, markdown
 
 INTRODUCTION = """# Accuracy against sparsity
@@ -74,7 +75,7 @@ def _seeds(panel: Panel) -> str:
     return f"seed{'s' * (len(panel.seeds) > 1)} {', '.join(map(str, panel.seeds))}"
 
 
-def _runs(panel: Panel) -> list:
+def _runs(panel: Panel) -> list[Run]:
     """All runs by label and seed."""
     runs = [run for series in panel.series for run in series.runs]
     return sorted(runs, key=lambda run: run.label)
