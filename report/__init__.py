@@ -11,87 +11,86 @@ names a run.
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from report.panel import Panel, panels
-from report.records import load_records
 from report.tables import aligned
-from report.text import report_csv, report_markdown, report_tex
 from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
 from utils.config import Parser
 from utils.errors import UsageError, VPNsError
 from utils.files import atomic_write
 
-PICTURE = "accuracy_vs_sparsity.png"
+if TYPE_CHECKING:  # the methods need torch, for which the table of one run does not wait
+    from report.panel import Panel
 
 
 def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
     """One run as aligned text: sparsity asked for, real sparsity and accuracies, all in percent."""
+    lines = [] if dense_row is None else [("dense", dense_row)]
+    lines += [(f"{sparsity(row['density']):g}", row) for row in rows]
     cells = [("sparsity", "real", "clean", "prompted")]
-    if dense_row is not None:
-        cells.append(("dense", *_accuracies(dense_row)))
-    cells += [(f"{sparsity(row['density']):g}", *_accuracies(row)) for row in rows]
+    for name, row in lines:
+        real = None if row["real_density"] is None else sparsity(row["real_density"])
+        numbers = (real, row["clean"], row["prompted"])
+        cells.append((name, *("-" if value is None else f"{value:.2f}" for value in numbers)))
     return aligned(cells)
-
-
-def _accuracies(row: Row) -> tuple[str, ...]:
-    real = row["real_density"]
-    shown = (None if real is None else sparsity(real), row["clean"], row["prompted"])
-    return tuple("-" if value is None else f"{value:.2f}" for value in shown)
 
 
 def seeds_table(runs: Iterable[Path]) -> str:
     """Mean and sample standard deviation of the accuracies over the seeds of each method."""
-    return summary_table(panels(load_records(runs)[0]))
+    from report.panel import panels
+    from report.runs import load_runs
+
+    return summary_table(panels(load_runs(runs)[0]))
 
 
-def summary_table(shown: Sequence[Panel]) -> str:
+def summary_table(panels: Sequence["Panel"]) -> str:
     """Aligned text, a row a method and sparsity; - is missing."""
     cells = [("run", "sparsity", "clean", "prompted", "seeds")]
-    for panel in shown:
-        for label in panel.labels:
-            cells += [_summary_row(panel, label, level) for level in panel.expected(label)]
+    for panel in panels:
+        for series in panel.series:
+            for level in panel.expected(series):
+                clean = series.mean(level, "clean")
+                prompted = series.mean(level, "prompted") if series.prompted else None
+                texts = []
+                for mean in (clean, prompted):
+                    std = "" if mean is None or mean.std is None else f" +- {mean.std:.2f}"
+                    texts.append("-" if mean is None else f"{mean.mean:.2f}{std}")
+                name = "-".join((*panel.where, series.label))
+                cells.append((name, f"{level:g}", *texts, str(clean.n if clean else 0)))
     return aligned(cells)
 
 
-def _summary_row(panel: Panel, label: str, level: float) -> tuple[str, ...]:
-    clean = panel.summary(label, level, "clean")
-    prompted = panel.summary(label, level, "prompted") if panel.prompted(label) else None
-    texts = []
-    for summary in (clean, prompted):
-        std = "" if summary is None or summary.std is None else f" +- {summary.std:.2f}"
-        texts.append("-" if summary is None else f"{summary.mean:.2f}{std}")
-    seeds = str(clean.n) if clean else "0"
-    return ("-".join((*panel.where, label)), f"{level:g}", *texts, seeds)
-
-
-def write_report(runs: Sequence[Path], out: Path, options: Any) -> str:
+def write_report(
+    runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
+) -> str:
     """Write the four files into `out`; the same runs give the same bytes. Returns the summary.
 
-    `options` has reference (a label or None), paper (whether to show its numbers) and accuracy.
     Raises VPNsError, UsageError for a reference that is not there.
     """
-    from report.panel_plots import comparison_figure
+    from report.panel import panels
+    from report.picture import comparison_figure
+    from report.runs import load_runs
+    from report.text import report_csv, report_markdown, report_tex
     from runfolder.plots import save_figure
 
-    records, notes = load_records(runs)
-    shown = panels(records, options.accuracy)
-    text = report_markdown(shown, pick_reference(shown, options.reference), notes, options.paper)
+    loaded, notes = load_runs(runs)
+    groups = panels(loaded, accuracy)
+    text = report_markdown(groups, pick_reference(groups, reference), notes, paper)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"cannot make {out} ({error.strerror}): choose another folder with --out"
         raise VPNsError(reason) from error
     atomic_write(out / "report.md", text)
-    atomic_write(out / "table.csv", report_csv(shown))
-    atomic_write(out / "table.tex", report_tex(shown))
-    save_figure(comparison_figure(shown, options.paper), out / PICTURE)
-    return summary_table(shown)
+    atomic_write(out / "table.csv", report_csv(groups))
+    atomic_write(out / "table.tex", report_tex(groups))
+    save_figure(comparison_figure(groups, paper), out / "accuracy_vs_sparsity.png")
+    return summary_table(groups)
 
 
-def pick_reference(shown: Sequence[Panel], wanted: str | None) -> str:
+def pick_reference(panels: Sequence["Panel"], wanted: str | None) -> str:
     """The label that others are compared with: the one asked for, vpns, or the first there is."""
-    labels = list(dict.fromkeys(label for panel in shown for label in panel.labels))
+    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     if wanted is not None and wanted not in labels:
         raise UsageError(f"--reference {wanted!r} is none of the methods: {'; '.join(labels)}")
     plain = [label for label in labels if label == "vpns" or label.startswith("vpns,")]
@@ -126,18 +125,17 @@ def _parser() -> Parser:
 
 def run(argv: Sequence[str]) -> str:
     """Do what the command line says; returns what to print."""
-    if argv[:1] in (["seeds"], ["table"]):
-        paths = [Path(word) for word in argv[1:]]
+    command, paths = argv[:1], [Path(word) for word in argv[1:]]
+    if command in (["seeds"], ["table"]):
         if not paths:
             raise UsageError(f"{argv[0]} needs at least one run")
-        if argv[0] == "seeds":
+        if command == ["seeds"]:
             return seeds_table(paths)
         return "\n\n".join(_describe(run_folder(path)) for path in paths)
     options = _parser().parse_args(argv)
     if options.out is None:
         raise UsageError("--out DIR is missing: the folder that the report goes to")
-    table = write_report(options.runs, options.out, options)
-    return f"{table}\n\nreport: {options.out / 'report.md'}"
+    return f"{write_report(**vars(options))}\n\nreport: {options.out / 'report.md'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,5 +146,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-

@@ -2,76 +2,67 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from report.labels import PLACE
-from report.panel import Panel
-from report.records import Record
+from report.runs import Run
+from runfolder.identity import NOT_IDENTITY
+
+Words = Iterable[tuple[str, str]]
 
 
-def commands_and_machines(shown: Sequence[Panel]) -> list[str]:
+def commands_and_machines(runs: Sequence[Run]) -> list[str]:
     """The commands of all runs, with what they share written once, and where they ran."""
-    records = [record for panel in shown for record in panel.records if _flags(record)]
-    if not records:
+    flags = [(run, items) for run in runs if (items := _flags(run))]
+    if not flags:
         return []
-    common = set(_flags(records[0]).items()).intersection(*(_flags(r).items() for r in records))
-    order = [item for item in _flags(records[0]).items() if item in common]
-    commands: dict[str, list[int]] = {}
-    for record in records:
-        own = [item for item in _flags(record).items() if item not in common]
-        commands.setdefault(shlex.join(_words(own)), []).append(record.seed)
-    lines = [f"shared=({shlex.join(_words(order))})"]
-    for text, seeds in commands.items():
+    common = set(flags[0][1]).intersection(*(items for _, items in flags))
+    commands: dict[str, set[int]] = {}
+    for run, items in flags:
+        words = _words(item for item in items if item not in common)
+        commands.setdefault(words, set()).add(run.seed)
+    lines = [f"shared=({_words(item for item in flags[0][1] if item in common)})"]
+    for words, seeds in commands.items():
         lines += [
-            f"for seed in {' '.join(map(str, sorted(set(seeds))))}; do",
-            f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {text}'.rstrip(),
+            f"for seed in {' '.join(map(str, sorted(seeds)))}; do",
+            f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {words}'.rstrip(),
             "done",
         ]
-    return [
+    parts = [
         "## How it was made",
         "All hyper-parameters; flags that change no result are left out.",
         "```bash\n" + "\n".join(lines) + "\n```",
-        *_machines(records),
     ]
-
-
-def _flags(record: Record) -> dict[str, str]:
-    """The flags that change results as text; {} without a config.json."""
-    hidden = PLACE | {"seed"}
-    known = {name: value for name, value in record.config.items() if name not in hidden}
-    if len(known) <= len(("network", "dataset", "prune_method")):
-        return {}
-    if "density_list" in known:
-        # config.json has the first list; a run may have been extended since.
-        made = {row["density"] for row in record.rows.values()}
-        known["density_list"] = sorted({*known["density_list"], *made}, reverse=True)
-    return {name: _typed(value) for name, value in sorted(known.items()) if value is not None}
-
-
-def _typed(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(_typed, value))
-    return str(value)
-
-
-def _words(flags: Sequence[tuple[str, str]]) -> list[str]:
-    """Flags as words of a command; a switch has no value."""
-    words: list[str] = []
-    for name, value in flags:
-        if value in ("True", "False"):
-            words.append(f"--{name}" if value == "True" else f"--no_{name}")
-        else:
-            words += [f"--{name}", value]
-    return words
-
-
-def _machines(records: Sequence[Record]) -> list[str]:
-    """Versions and hardware, with the number of runs where they differ."""
-    counts = Counter(_machine(record.env) for record in records if record.env)
+    counts = Counter(_machine(run) for run, _ in flags if run.env)
     lines = [f"- {count} run{'s' * (count > 1)}: {text}" for text, count in sorted(counts.items())]
-    return ["Versions and hardware:", "\n".join(lines)] if lines else []
+    return [*parts, "Versions and hardware:", "\n".join(lines)] if lines else parts
 
 
-def _machine(env: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {'none' if env[name] is None else env[name]}" for name in sorted(env))
+def _flags(run: Run) -> list[tuple[str, str]]:
+    """The flags that change results as text, by name; none without a config.json."""
+    flags = {n: v for n, v in run.config.items() if n == "density_list" or n not in NOT_IDENTITY}
+    if len(flags) <= len(("network", "dataset", "prune_method")):
+        return []
+    if "density_list" in flags:
+        # config.json has the first list; a run may have been extended since.
+        densities = {row["density"] for row in run.rows.values()}
+        flags["density_list"] = sorted({*flags["density_list"], *densities}, reverse=True)
+    return [(name, _text(value)) for name, value in sorted(flags.items()) if value is not None]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _words(flags: Words) -> str:
+    """Flags as words of a command; a switch has no value."""
+    switches = {"True": "--{}", "False": "--no_{}"}
+    words = []
+    for name, value in flags:
+        words += [switches[value].format(name)] if value in switches else [f"--{name}", value]
+    return shlex.join(words)
+
+
+def _machine(run: Run) -> str:
+    env = sorted(run.env.items())
+    return ", ".join(f"{name} {'none' if value is None else value}" for name, value in env)

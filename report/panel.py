@@ -1,135 +1,124 @@
-"""All runs on one network and dataset: which cells there are, their means, what is missing."""
+"""All runs on one network and dataset: their methods, sparsities, cells and means."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from report.compare import Summary, summarize
-from report.paper import NAMES, Curve, published
-from report.records import Record
-from runfolder.results import DENSE, Row
+from pruning import Method
+from report.labels import facts, rank
+from report.paper import Curve, published
+from report.runs import Run
 
-# Methods that prune round by round, so that their published sparsities are their own.
-OWN_LEVELS = ("lth",)
+
+class Mean(NamedTuple):
+    """Mean and sample standard deviation (None for one value) of n values."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def mean_of(values: Iterable[float | None]) -> Mean | None:
+    """None when there is no value."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    std = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Mean(statistics.fmean(numbers), std, len(numbers))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The runs of one method, a run a seed, and the accuracy that is compared."""
+
+    label: str
+    runs: Sequence[Run]
+    accuracy: str  # clean or prompted
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def method(self) -> Method:
+        return facts(self.name)
+
+    @property
+    def dense(self) -> bool:
+        return self.method.only_density == 1
+
+    @property
+    def asked(self) -> set[float]:
+        return set().union(*(run.asked for run in self.runs))
+
+    @property
+    def prompted(self) -> bool:
+        """Whether any run was measured with its prompt."""
+        return any(row["prompted"] is not None for run in self.runs for row in run.rows.values())
+
+    def cells(self, accuracy: str = "") -> dict[tuple[int, float], float]:
+        """Accuracies by seed and sparsity; clean where a run never prompts."""
+        column = accuracy or self.accuracy
+        rows = {(run.seed, level): row for run in self.runs for level, row in run.rows.items()}
+        return {at: row["clean" if row[column] is None else column] for at, row in rows.items()}
+
+    def mean(self, level: float, accuracy: str = "") -> Mean | None:
+        """Mean accuracy over the seeds at one sparsity."""
+        return mean_of(value for (_, at), value in self.cells(accuracy).items() if at == level)
+
+    def passes(self, level: float) -> Mean | None:
+        """Mean passes over the training set (forward and backward) that a level took."""
+        return mean_of(run.rows[level].get("passes") for run in self.runs if level in run.rows)
+
+    def seconds(self) -> Mean | None:
+        """Mean seconds of a run, all levels together."""
+        return mean_of(run.record["seconds"] for run in self.runs)
+
+    def paper(self) -> Curve:
+        """The paper's numbers for the method, measured as ours are."""
+        return published(self.runs[0].config, self.accuracy if self.prompted else "clean")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The runs, and the accuracy that is compared (clean or prompted)."""
+    """The methods that ran on one network and dataset, in the order of the tables."""
 
     where: tuple[str, str]
-    records: Sequence[Record]
-    accuracy: str = "clean"
+    series: Sequence[Series]
 
     @property
     def title(self) -> str:
         return " on ".join(self.where)
 
     @property
-    def labels(self) -> list[str]:
-        """Methods in the paper's order, the dense network first, then others by name."""
-        rank = {name: number for number, name in enumerate(NAMES)}
-        named = {r.label: (rank.get(r.method, len(rank)), r.label) for r in self.records}
-        return sorted(named, key=named.__getitem__)
-
-    @property
     def seeds(self) -> list[int]:
-        return sorted({record.seed for record in self.records})
-
-    def of(self, label: str) -> list[Record]:
-        """The runs of a method, a run a seed."""
-        return [record for record in self.records if record.label == label]
-
-    def method(self, label: str) -> str:
-        return self.of(label)[0].method
-
-    def round_by_round(self, label: str) -> bool:
-        return self.method(label) in OWN_LEVELS
-
-    def asked(self, label: str) -> set[float]:
-        return set().union(*(record.asked for record in self.of(label)))
+        return sorted({run.seed for series in self.series for run in series.runs})
 
     @property
     def levels(self) -> list[float]:
-        """Sparsities of the table: all but those that only a round-by-round method has."""
-        common = [label for label in self.labels if not self.round_by_round(label)]
-        pruned = [level for label in common for level in self.asked(label) if level > 0]
-        return sorted(set(pruned) or set().union(*(map(self.asked, self.labels))) - {0})
+        """Sparsities of the table: all but those that only a chained method has."""
+        plain = [series.asked for series in self.series if not series.method.chained]
+        levels = set().union(*plain) - {0}
+        return sorted(levels or set().union(*(series.asked for series in self.series)) - {0})
 
-    @property
-    def columns(self) -> list[float]:
-        """The levels, behind sparsity 0 if there is a dense run."""
-        return [0.0] * any(self.method(label) in DENSE for label in self.labels) + self.levels
+    def rest(self, series: Series) -> list[float]:
+        """Sparsities of a chained method that are no columns of the table."""
+        return sorted(series.asked - {0} - set(self.levels))
 
-    def own_levels(self, label: str) -> list[float]:
-        """Sparsities of a round-by-round method that are no columns of the table."""
-        return sorted(self.asked(label) - {0} - set(self.levels))
-
-    def expected(self, label: str) -> list[float]:
+    def expected(self, series: Series) -> list[float]:
         """Sparsities at which a method has a cell, filled or missing."""
-        if self.method(label) in DENSE:
+        if series.dense:
             return [0.0]
-        return sorted(self.asked(label)) if self.own_levels(label) else self.levels
-
-    def cells(self, label: str, accuracy: str = "") -> dict[tuple[int, float], float]:
-        """Accuracies of a method by seed and sparsity; clean where a run never prompts."""
-        column = accuracy or self.accuracy
-        return {
-            (record.seed, level): _value(row, column)
-            for record in self.of(label)
-            for level, row in record.rows.items()
-        }
-
-    def summary(self, label: str, level: float, accuracy: str = "") -> Summary | None:
-        """Mean over the seeds at one sparsity."""
-        cells = self.cells(label, accuracy).items()
-        return summarize(value for (_, at), value in cells if at == level)
-
-    def curve(self, label: str) -> dict[float, Summary]:
-        """Sparsity to mean over the seeds, where there is any."""
-        found = {level: self.summary(label, level) for level in sorted(self.asked(label))}
-        return {level: summary for level, summary in found.items() if summary is not None}
-
-    def prompted(self, label: str) -> bool:
-        """Whether any run of the method was measured with its prompt."""
-        rows = (row for record in self.of(label) for row in record.rows.values())
-        return any(row.get("prompted") is not None for row in rows)
-
-    def passes(self, label: str, level: float) -> float | None:
-        """Mean passes over the training set (forward and backward) that a level took."""
-        rows = [record.rows[level] for record in self.of(label) if level in record.rows]
-        return _mean([row.get("passes") for row in rows])
-
-    def seconds(self, label: str) -> float | None:
-        """Mean seconds of a run, all levels together."""
-        return _mean([record.run.get("seconds") for record in self.of(label)])
-
-    def missing(self) -> list[tuple[str, int, list[float]]]:
-        """Label, seed and sparsities of all cells without a result."""
-        found = []
-        for label in self.labels:
-            have = self.cells(label)
-            for seed in self.seeds:
-                gaps = [level for level in self.expected(label) if (seed, level) not in have]
-                found += [(label, seed, gaps)] if gaps else []
-        return found
-
-    def paper(self, label: str) -> Curve:
-        """The paper's numbers for a method, measured as ours are."""
-        accuracy = self.accuracy if self.prompted(label) else "clean"
-        return published(self.of(label)[0].config, accuracy)
+        return sorted(series.asked) if self.rest(series) else self.levels
 
 
-def _value(row: Row, column: str) -> float:
-    value = row.get(column)
-    return row["clean"] if value is None else value
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    summary = summarize(value for value in values if value is not None)
-    return None if summary is None else summary.mean
-
-
-def panels(records: Sequence[Record], accuracy: str = "clean") -> list[Panel]:
-    """The runs by network and dataset, in order of name."""
-    places = sorted({record.where for record in records})
-    return [Panel(p, [r for r in records if r.where == p], accuracy) for p in places]
+def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:
+    """The runs by network and dataset, in order of name, their methods by rank."""
+    groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: (run.where, rank(run.method), run.label)):
+        groups.setdefault(run.where, {}).setdefault(run.label, []).append(run)
+    return [
+        Panel(where, [Series(label, group, accuracy) for label, group in by_label.items()])
+        for where, by_label in groups.items()
+    ]

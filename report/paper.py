@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pruning import METHODS
 from report.labels import BOTH, deviations
 
 FILE = Path(__file__).with_name("paper_results.csv")
@@ -25,14 +26,13 @@ class Source(NamedTuple):
     accuracy: str = "clean"  # or prompted: the column of ours that the numbers belong to
 
 
-NAMES = ("dense", "vpns", "hydra", "bip", "lth", "omp", "grasp", "snip", "synflow", "random")
 PROMPT_AFTERWARDS = ("hydra", "omp", "snip", "synflow", "random")
 FINETUNED, ZEROSHOT = {"post_prompt": "finetuned"}, {"post_prompt": "zeroshot"}
 PAD, INPUT, KIND = "ablation_pad_size", "ablation_input_size", "ablation_prompt_method"
 OTHERS, PHASE = "vpns_with_other_masks", "prompt_phase"
-# The first row that fits a run with the most flags is the one.
+# Of those that fit a run, the one with the most flags has its numbers.
 SOURCES = (
-    *(Source("main", name, name, {}) for name in NAMES),
+    *(Source("main", name, name, {}) for name in METHODS),
     *(Source("architectures", name, name, {}) for name in ("dense", "vpns", "hydra", "omp")),
     Source(PHASE, "vpns", "vpns", {}),
     Source(PHASE, "prompt_in_mask_search_only", "vpns", {"prune_mode": "score+vp_weight"}),
@@ -64,11 +64,11 @@ def published(config: Mapping[str, Any], accuracy: str) -> Curve:
     `accuracy` is clean or prompted.
     """
     where = config["network"], config["dataset"]
-    found = [s for s in SOURCES if _fits(s, config, accuracy) and (*where, *s[:2]) in numbers()]
-    if not found:
-        return {}
-    source = max(found, key=lambda s: len(s.flags))
-    return numbers()[(*where, source.experiment, source.key)]
+    for source in sorted(SOURCES, key=lambda source: -len(source.flags)):
+        key = (*where, source.experiment, source.key)
+        if key in numbers() and _fits(source, config, accuracy):
+            return numbers()[key]
+    return {}
 
 
 def _fits(source: Source, config: Mapping[str, Any], accuracy: str) -> bool:

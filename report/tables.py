@@ -1,71 +1,40 @@
-"""Tables of text cells: aligned for a terminal, Markdown, LaTeX, comma-separated."""
+"""Rows of text cells, the head first, as tables: aligned for a terminal, Markdown, LaTeX."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
-BOLD = re.compile(r"\*\*(.+?)\*\*")
-LATEX_SPECIAL = re.compile(r"([%&#_$])")
+Rows = Sequence[Sequence[str]]
 
 
-class Table(NamedTuple):
-    """A title, which may be empty, and rows of text; the first row is the head."""
-
-    title: str
-    rows: Sequence[Sequence[str]]
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Rows) -> str:
     """Columns two spaces apart: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = []
-    for first, *rest in cells:
-        words = [f"{text:>{width}}" for text, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([f"{first:<{widths[0]}}", *words]).rstrip())
+    for label, *cells in rows:
+        words = [f"{cell:>{width}}" for cell, width in zip(cells, rest, strict=True)]
+        lines.append("  ".join([f"{label:<{first}}", *words]).rstrip())
     return "\n".join(lines)
 
 
-def markdown(table: Table) -> str:
+def markdown(rows: Rows, title: str = "") -> str:
     """A Markdown table under its title; `|` in a cell is escaped."""
-    head, *rows = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
+    head, *rest = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
-    return "\n".join([table.title, "", *lines] if table.title else lines)
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rest)]
+    return "\n".join([title, "", *lines] if title else lines)
 
 
-def latex(table: Table) -> str:
-    """A booktabs table with the title as its caption; `**text**` is bold, a lone `-` a dash."""
-    head, *rows = [[_latex_cell(cell) for cell in row] for row in table.rows]
+def latex(rows: Rows, caption: str) -> str:
+    """A booktabs table; `**text**` is bold, a lone `-` a dash."""
+    cells = [["--" if cell == "-" else _latex(cell) for cell in row] for row in rows]
+    head, *rest = [" & ".join(row) + r" \\" for row in cells]
+    columns = "l" + "r" * (len(rows[0]) - 1)
     return "\n".join([
-        r"\begin{table}",
-        rf"\caption{{{_escaped(table.title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"\toprule",
-        _latex_row(head),
-        r"\midrule",
-        *map(_latex_row, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
+        r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}",
     ])  # fmt: skip
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _latex_cell(text: str) -> str:
-    return "--" if text == "-" else BOLD.sub(r"\\textbf{\1}", _escaped(text))
-
-
-def _escaped(text: str) -> str:
-    return LATEX_SPECIAL.sub(r"\\\1", text).replace("±", r"$\pm$")
-
-
-def comma_separated(rows: Sequence[Sequence[str]]) -> str:
-    """CSV text, quoted where needed, lines ended by a newline."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _latex(text: str) -> str:
+    text = re.sub(r"([%&#_$])", r"\\\1", text).replace("±", r"$\pm$")
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,20 +1,21 @@
 """The text files of a report: report.md, table.csv and table.tex."""
 
+import csv
+import io
 from collections.abc import Sequence
 
-from report import csv_rows as csv
 from report.commands import commands_and_machines
 from report.contents import (
-    accuracy_table,
-    comparison_table,
-    cost_table,
-    own_tables,
+    accuracy_rows,
+    comparison_rows,
+    cost_rows,
     paper_tables,
     percents,
-    seed_list,
-)
-from report.panel import Panel
-from report.tables import comma_separated, latex, markdown
+    rest_rows,
+)  # fmt: skip
+from report.panel import Panel, Series
+from report.runs import Run
+from report.tables import latex, markdown
 
 INTRODUCTION = """# Accuracy against sparsity
 
@@ -29,69 +30,103 @@ standard error. The pairs count as independent, which those of one seed are not 
 over all sparsities holds their differences, too."""
 COST = """Forward and backward passes over the training set for each sparsity, and seconds of a
 whole run with all its sparsities. What runs share costs each the passes, and one the time."""
+CSV_COLUMNS = (
+    "network", "dataset", "method", "sparsity", "seeds", "n", "clean_mean", "clean_std",
+    "prompted_mean", "prompted_std", "passes", "seconds_a_run", "paper", "paper_std",
+)  # fmt: skip
 
 
 def report_markdown(
-    shown: Sequence[Panel], reference: str, notes: Sequence[str], paper: bool
+    panels: Sequence[Panel], reference: str, notes: Sequence[str], paper: bool
 ) -> str:
     """The whole of report.md."""
     parts = [INTRODUCTION]
-    for panel in shown:
+    for panel in panels:
         parts += _panel_parts(panel, reference, paper)
-    parts += commands_and_machines(shown)
+    parts += commands_and_machines([run for panel in panels for run in _runs(panel)])
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
 def _panel_parts(panel: Panel, reference: str, paper: bool) -> list[str]:
-    parts = [f"## {panel.title}, {seed_list(panel)}"]
-    parts.append(markdown(accuracy_table(panel, "clean")._replace(title="")))
-    parts += [markdown(table) for table in own_tables(panel)]
-    if any(map(panel.prompted, panel.labels)):
-        table = accuracy_table(panel, "prompted")._replace(title="With the prompt on test images:")
-        parts.append(markdown(table))
-    parts += _comparison(panel, reference)
-    parts += ["### Cost", COST, markdown(cost_table(panel))]
-    tables = paper_tables(panel) if paper else []
-    if tables:
-        parts += ["### The paper's numbers", *map(markdown, tables)]
-    return parts + _gaps(panel)
-
-
-def _comparison(panel: Panel, reference: str) -> list[str]:
+    parts = [f"## {panel.title}, {_seeds(panel)}", markdown(accuracy_rows(panel, "clean"))]
+    for series in filter(panel.rest, panel.series):
+        title = f"{series.label} at sparsities of its own:"
+        parts.append(markdown(rest_rows(panel, series), title))
+    if any(series.prompted for series in panel.series):
+        title = "With the prompt on test images:"
+        parts.append(markdown(accuracy_rows(panel, "prompted"), title))
     title = f"### Compared with {reference}"
-    if reference not in panel.labels:
-        return [title, f"No run of {reference} here."]
-    table = comparison_table(panel, reference)
-    if len(table.rows) < 2:
-        return []
-    return [title, COMPARED.format(accuracy=panel.accuracy), markdown(table)]
+    if all(series.label != reference for series in panel.series):
+        parts += [title, f"No run of {reference} here."]
+    elif len(rows := comparison_rows(panel, reference)) > 1:
+        accuracy = panel.series[0].accuracy
+        parts += [title, COMPARED.format(accuracy=accuracy), markdown(rows)]
+    parts += ["### Cost", COST, markdown(cost_rows(panel))]
+    if paper and (tables := paper_tables(panel)):
+        parts += ["### The paper's numbers", *map(markdown, tables)]
+    lines = _missing(panel)
+    return parts + (["### Missing", "\n".join(lines)] if lines else [])
 
 
-def _gaps(panel: Panel) -> list[str]:
+def _seeds(panel: Panel) -> str:
+    """`seed 7` or `seeds 7, 9, 17`."""
+    return f"seed{'s' * (len(panel.seeds) > 1)} {', '.join(map(str, panel.seeds))}"
+
+
+def _runs(panel: Panel) -> list[Run]:
+    """All runs by label and seed."""
+    runs = [run for series in panel.series for run in series.runs]
+    return sorted(runs, key=lambda run: run.label)
+
+
+def _missing(panel: Panel) -> list[str]:
     """What has no result, and which runs have not come to their end."""
-    lines = [
-        f"- {label}, seed {seed}: {', '.join(percents(levels))}"
-        for label, seed, levels in panel.missing()
-    ]
-    for record in panel.records:
-        state = record.run.get("state", "done")
-        if state != "done":
-            reason = record.run.get("reason")
-            lines.append(f"- {record.name} is {state}" + (f": {reason}" if reason else ""))
-    return ["### Missing", "\n".join(lines)] if lines else []
+    lines = []
+    for series in panel.series:
+        cells = series.cells()
+        for seed in panel.seeds:
+            levels = [level for level in panel.expected(series) if (seed, level) not in cells]
+            if levels:
+                lines.append(f"- {series.label}, seed {seed}: {', '.join(percents(levels))}")
+    for run in _runs(panel):
+        if run.state != "done":
+            reason = run.record.get("reason")
+            lines.append(f"- {run.name} is {run.state}" + (f": {reason}" if reason else ""))
+    return lines
 
 
-def report_csv(shown: Sequence[Panel]) -> str:
-    """table.csv."""
-    return comma_separated([csv.COLUMNS, *(row for panel in shown for row in csv.csv_rows(panel))])
+def report_csv(panels: Sequence[Panel]) -> str:
+    """table.csv: exact numbers, a row a method and sparsity; a missing cell has n = 0."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for panel in panels:
+        for series in panel.series:
+            for level in panel.expected(series):
+                writer.writerow([*panel.where, series.label, f"{level:g}", *_csv(series, level)])
+    return text.getvalue()
 
 
-def report_tex(shown: Sequence[Panel]) -> str:
+def _csv(series: Series, level: float) -> list[str]:
+    """At most four decimals, as results.csv has them."""
+    nothing = (None, None)
+    seeds = [str(seed) for seed, at in series.cells() if at == level]
+    clean = series.mean(level, "clean") or nothing
+    prompted = (series.mean(level, "prompted") if series.prompted else None) or nothing
+    costs = [(mean or nothing)[0] for mean in (series.passes(level), series.seconds())]
+    numbers = [*clean[:2], *prompted[:2], *costs, *series.paper().get(level, nothing)]
+    texts = ["" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers]
+    return [" ".join(seeds), str(len(seeds)), *texts]
+
+
+def report_tex(panels: Sequence[Panel]) -> str:
     """table.tex: a table a panel, and one with the prompt where there is any."""
-    tables = [accuracy_table(panel, "clean") for panel in shown]
-    for panel in shown:
-        if any(map(panel.prompted, panel.labels)):
-            tables.append(accuracy_table(panel, "prompted"))
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(map(latex, tables)) + "\n"
+    tables = []
+    for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
+        for panel in panels:
+            if accuracy == "clean" or any(series.prompted for series in panel.series):
+                title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
+                tables.append(latex(accuracy_rows(panel, accuracy), title))
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"

@@ -9,7 +9,6 @@ from utils.errors import VPNsError
 from utils.files import parse_object, read_object
 
 Row = dict[str, Any]
-DENSE = ("dense",)  # methods that keep every weight: their one level is the dense line
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
 
 
@@ -62,7 +61,7 @@ def find_dense(run: Path) -> Row | None:
     seed = run.name.partition("-")[0]
     beside = (run.parent.parent / f"{family}-dense").glob(f"{seed}-*")
     finished = [dense for dense in beside if read_object(dense / "run.json").get("state") == "done"]
-    if method in DENSE or not finished:
+    if method == "dense" or not finished:
         return None
     config = read_object(run / "config.json").items()
 
@@ -85,8 +84,8 @@ def find_runs(path: Path) -> list[Path]:
         return [path.parent]
     if not path.is_dir() or any((path / name).exists() for name in RUN_FILES):
         return [run_folder(path)]
-    found = {file.parent for name in RUN_FILES for file in path.rglob(name)}
-    runs = sorted(run for run in found if ".old" not in run.name)
+    folders = {file.parent for name in RUN_FILES for file in path.rglob(name)}
+    runs = sorted(folder for folder in folders if ".old" not in folder.name)
     if not runs:
         raise VPNsError(f"{path} has no readable results.csv: name a finished run")
     return runs

@@ -28,7 +28,7 @@ class Project:
         self.root, self.notes = folder / "a copy of vpns", folder / "what happened"
         self.notes.mkdir()
         unused = shutil.ignore_patterns("__pycache__")
-        for room in ("utils", "report", "runfolder"):
+        for room in ("utils", "report", "runfolder", "pruning"):
             shutil.copytree(ROOT / room, self.root / room, ignore=unused)
         for pattern in ("*.sh", "requirements*.txt"):
             for file in ROOT.glob(pattern):

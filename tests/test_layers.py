@@ -82,7 +82,7 @@ def test_no_two_modules_import_each_other() -> None:
     assert not graph, sorted(graph)
 
 
-SLOW = {"matplotlib", "tensorboard", "sklearn", "scipy", "gdown"}
+SLOW = {"matplotlib", "tensorboard", "sklearn", "scipy", "gdown", "pandas"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

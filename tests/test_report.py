@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import report
-from runfolder.plots import curves_figure, draw_curves, draw_run
+from runfolder.plots import curves_figure, draw_run, save_figure
 from runfolder.results import find_dense, read_results, run_folder, sparsity
 from utils.errors import VPNsError
 
@@ -216,7 +216,7 @@ def test_curves_are_in_the_order_of_sparsity(rows):
 def test_curves_are_a_whole_png_with_equal_bytes_each_time(rows, tmp_path):
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     for path in (first, second):
-        draw_curves(rows, DENSE, path, "ResNet-20 on digits")
+        save_figure(curves_figure(rows, DENSE, "ResNet-20 on digits"), path)
     data = first.read_bytes()
     assert data == second.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
@@ -229,7 +229,7 @@ def test_ticks_of_a_short_list_are_its_sparsities(rows):
 
 
 def test_curves_can_be_drawn_before_the_first_result(tmp_path):
-    draw_curves([], None, tmp_path / "curves.png", "nothing yet")
+    save_figure(curves_figure([], None, "nothing yet"), tmp_path / "curves.png")
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
 
 

@@ -7,11 +7,11 @@ import pytest
 from report_runs import HEADER, make_run, prompt, row, set_state
 
 import report
-from report.compare import compare, summarize
-from report.contents import accuracy_table, comparison_table, cost_table, own_tables
-from report.panel import panels
-from report.panel_plots import STYLES, comparison_figure
-from report.records import load_records
+from pruning import METHODS
+from report.contents import accuracy_rows, comparison_rows, cost_rows, rest_rows
+from report.panel import mean_of, panels
+from report.picture import comparison_figure
+from report.runs import load_runs
 
 FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv", "table.tex"]
 
@@ -31,7 +31,7 @@ def grid(tmp_path):
 
 
 def panel_of(root, accuracy="clean"):
-    (panel,) = panels(load_records([root])[0], accuracy)
+    (panel,) = panels(load_runs([root])[0], accuracy)
     return panel
 
 
@@ -48,32 +48,30 @@ def section(text: str, title: str) -> str:
 
 
 def test_summary_has_the_sample_deviation():
-    assert summarize([1.0, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
+    assert mean_of([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5), 2)
 
 
 def test_summary_of_one_value_has_no_deviation():
-    assert summarize([4.0]) == (4.0, None, 1)
+    assert mean_of([4.0]) == (4.0, None, 1)
 
 
-def test_difference_is_over_the_pairs_that_both_have():
-    a, b = {"x": 1.0, "y": 5.0, "z": 2.0, "only a": 9.0}, {"x": 2.0, "y": 2.0, "z": 2.0, "b": 1.0}
-    # Differences -1, 3, 0: sample deviation sqrt(13 / 3), and a third of its square under the root.
-    assert compare(a, b) == (pytest.approx(2 / 3), pytest.approx((13 / 9) ** 0.5), 1, 1, 1)
+def test_binary_fractions_make_no_winner(tmp_path):
+    make_run(tmp_path, "vpns", 7, {0.1: 0.3})
+    make_run(tmp_path, "hydra", 7, {0.1: 0.1 + 0.2})
+    assert comparison_rows(panel_of(tmp_path), "vpns")[1][2:5] == ["0", "1", "0"]
 
 
-def test_binary_fractions_make_no_winner():
-    assert compare({1: 0.1 + 0.2}, {1: 0.3})[2:] == (0, 1, 0)
-
-
-def test_nothing_in_common_is_no_difference():
-    assert compare({1: 2.0}, {2: 1.0}) is None
+def test_nothing_in_common_is_no_difference(tmp_path):
+    make_run(tmp_path, "vpns", 7, {0.1: 90})
+    make_run(tmp_path, "hydra", 9, {0.1: 80})
+    assert comparison_rows(panel_of(tmp_path), "vpns")[1] == ["hydra", *["-"] * 5]
 
 
 # Tables
 
 
-def test_accuracy_table_has_mean_deviation_and_gaps(grid):
-    assert accuracy_table(panel_of(grid), "clean").rows == [
+def test_accuracy_rows_has_mean_deviation_and_gaps(grid):
+    assert accuracy_rows(panel_of(grid), "clean") == [
         ["method", "0 %", "90 %", "95 %"],
         ["dense", "99.00 ± 0.00", "", ""],
         ["vpns", "", "**92.00 ± 2.00**", "**81.00 ± 1.41 (n=2)**"],
@@ -82,16 +80,16 @@ def test_accuracy_table_has_mean_deviation_and_gaps(grid):
     ]
 
 
-def test_comparison_table_pairs_seeds_and_sparsities(grid):
-    assert comparison_table(panel_of(grid), "vpns").rows == [
+def test_comparison_rows_pairs_seeds_and_sparsities(grid):
+    assert comparison_rows(panel_of(grid), "vpns") == [
         ["method", "all", "wins", "ties", "losses", "90 %", "95 %"],
         ["vpns, pad 0", "+1.00 ± -", "1", "0", "0", "+1.00 ± -", "-"],
         ["hydra", "-1.40 ± 0.51", "0", "1", "4", "-1.33 ± 0.88", "-1.50 ± 0.50"],
     ]
 
 
-def test_cost_table_has_passes_and_seconds(grid):
-    assert cost_table(panel_of(grid)).rows[:3] == [
+def test_cost_rows_has_passes_and_seconds(grid):
+    assert cost_rows(panel_of(grid))[:3] == [
         ["method", "0 %", "90 %", "95 %", "seconds a run"],
         ["dense", "60", "", "", "12.5"],
         ["vpns", "", "60", "60", "12.5"],
@@ -103,14 +101,14 @@ def test_lth_has_a_table_of_its_own_for_sparsities_of_its_own(tmp_path):
     make_run(tmp_path, "lth", 7, {0.8: 95, 0.64: 94, 0.1: 89})
     panel = panel_of(tmp_path)
     assert panel.levels == [90]
-    (own,) = own_tables(panel)
-    assert own.rows == [["method", "20 %", "36 %"], ["lth", "95.00 ± -", "94.00 ± -"]]
+    lth = panel.series[1]
+    assert rest_rows(panel, lth) == [["method", "20 %", "36 %"], ["lth", "95.00 ± -", "94.00 ± -"]]
 
 
 def test_prompted_accuracies_stand_in_a_table_beside(tmp_path):
     prompt(make_run(tmp_path, "vpns", 7, {}), 0.1, 90, 88.5)
     make_run(tmp_path, "hydra", 7, {0.1: 91})
-    assert accuracy_table(panel_of(tmp_path), "prompted").rows == [
+    assert accuracy_rows(panel_of(tmp_path), "prompted") == [
         ["method", "90 %"], ["vpns", "88.50 ± -"],
     ]  # fmt: skip
 
@@ -118,7 +116,7 @@ def test_prompted_accuracies_stand_in_a_table_beside(tmp_path):
 def test_prompted_accuracy_can_be_the_one_compared(tmp_path):
     prompt(make_run(tmp_path, "vpns", 7, {}), 0.1, 90, 88.5)
     make_run(tmp_path, "hydra", 7, {0.1: 91})
-    rows = comparison_table(panel_of(tmp_path, "prompted"), "vpns").rows
+    rows = comparison_rows(panel_of(tmp_path, "prompted"), "vpns")
     assert rows[1][:2] == ["hydra", "+2.50 ± -"]
 
 
@@ -257,18 +255,20 @@ def test_picture_has_as_many_curves_as_methods_and_the_dense_line(grid):
 
 
 def test_picture_of_all_ten_methods_has_ten_lines_of_ten_colours(tmp_path):
-    for method in STYLES:
+    for method in METHODS:
         make_run(tmp_path, method, 7, {1: 99} if method == "dense" else {0.1: 90, 0.05: 80})
     figure = comparison_figure([panel_of(tmp_path)], paper=True)
     (axes,), (legend,) = figure.axes, figure.legends
-    assert names_of(axes) == sorted(STYLES)
+    assert names_of(axes) == sorted(METHODS)
     assert len({line.get_color() for line in axes.get_lines()}) == 10
-    assert [text.get_text() for text in legend.get_texts()] == list(STYLES)
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "dense", *(name for name in METHODS if name != "dense"),
+    ]  # fmt: skip
 
 
 def test_band_is_one_standard_deviation(grid):
     (axes,) = comparison_figure([panel_of(grid)], paper=False).axes
-    color = STYLES["hydra"][0]
+    color = METHODS["hydra"].curve[0]
     (band,) = (b for b in axes.collections if tuple(b.get_facecolor()[0][:3]) == rgb(color))
     heights = sorted({y for x, y in band.get_paths()[0].vertices if x == 90})
     assert heights == pytest.approx([90.6667 - 1.5275, 90.6667 + 1.5275], abs=1e-3)
@@ -290,13 +290,13 @@ def test_papers_curve_is_dashed_in_the_same_colour(tmp_path, paper, names):
     assert names_of(axes) == names
     for line in axes.get_lines():
         assert (line.get_linestyle() == "--") == line.get_label().endswith("paper")
-        assert line.get_color() == STYLES[line.get_label().removesuffix(", paper")][0]
+        assert line.get_color() == METHODS[line.get_label().removesuffix(", paper")].curve[0]
 
 
 def test_each_network_and_dataset_has_a_panel_under_one_legend(tmp_path):
     for dataset in ("digits", "dtd", "mnist", "svhn"):
         make_run(tmp_path, "vpns", 7, {0.1: 60}, dataset=dataset)
-    shown = panels(load_records([tmp_path])[0])
+    shown = panels(load_runs([tmp_path])[0])
     figure = comparison_figure(shown, paper=True)
     assert [axes.get_title() for axes in figure.axes] == [panel.title for panel in shown]
     assert len(figure.axes) == 4 and len(figure.legends) == 1

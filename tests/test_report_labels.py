@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 from report_runs import BOTH, NEITHER, make_run
 
-from report.labels import PLACE
+from pruning import METHODS, Method
+from pruning.method import one_shot
+from pruning.omp import scores
 from report.paper import FILE, NOT_MADE, SOURCES, numbers, published
-from report.records import load_records
-from runfolder.identity import NOT_IDENTITY
+from report.runs import load_runs
 from runfolder.results import find_runs
 from utils.errors import VPNsError
 
@@ -17,7 +18,7 @@ CELLS = {0.1: 90.0}
 
 
 def labels(root) -> list[str]:
-    return sorted({record.label for record in load_records([root])[0]})
+    return sorted({record.label for record in load_runs([root])[0]})
 
 
 def test_seeds_make_one_method(tmp_path):
@@ -83,14 +84,23 @@ def test_settings_of_another_dataset_do_not_distinguish(tmp_path):
     assert labels(tmp_path) == ["vpns"]
 
 
-def test_flags_that_change_no_result_are_the_programs():
-    assert NOT_IDENTITY - {"seed", "density_list"} <= PLACE
+def test_methods_own_default_prompts_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", Method(one_shot(scores), prune_mode=BOTH))
+    make_run(tmp_path, "mine", 7, CELLS, prune_mode=BOTH)
+    make_run(tmp_path, "mine", 7, CELLS, prune_mode=NEITHER)
+    assert labels(tmp_path) == ["mine", "mine, no prompt"]
+
+
+def test_method_that_is_not_registered_is_shown_as_one_without_a_prompt(tmp_path):
+    make_run(tmp_path, "theirs", 7, CELLS)
+    make_run(tmp_path, "theirs", 7, CELLS, prune_mode=BOTH)
+    assert labels(tmp_path) == ["theirs", "theirs, prompt in both stages"]
 
 
 def test_run_that_repeats_another_is_left_out_and_noted(tmp_path):
     make_run(tmp_path / "a", "vpns", 7, CELLS)
     make_run(tmp_path / "b", "vpns", 7, {0.1: 80.0, 0.05: 70.0})
-    (record,), notes = load_records([tmp_path])
+    (record,), notes = load_runs([tmp_path])
     assert list(record.rows) == [90, 95]
     assert notes == [f"{record.name} repeats {record.name} and is left out"]
 
@@ -105,7 +115,7 @@ def test_results_alone_tell_what_ran_by_their_folders(tmp_path):
     run = make_run(tmp_path, "omp", 9, CELLS)
     for name in ("config.json", "env.json", "run.json"):
         (run / name).unlink()
-    ((record,), _) = load_records([run / "results.csv"])
+    ((record,), _) = load_runs([run / "results.csv"])
     assert (record.where, record.label, record.seed) == (("resnet20", "digits"), "omp", 9)
 
 
@@ -114,7 +124,7 @@ def test_results_in_a_folder_that_tells_nothing_are_refused(tmp_path):
     (run / "config.json").unlink()
     run.rename(tmp_path / "copy")
     with pytest.raises(VPNsError, match=r"no config\.json that says what ran"):
-        load_records([tmp_path / "copy"])
+        load_runs([tmp_path / "copy"])
 
 
 def test_runs_are_found_at_any_depth_and_not_when_set_aside(tmp_path):
