@@ -1,13 +1,14 @@
 """Blocks of uint8 images to float batches in [0, 1], on the CPU or on an accelerator."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from data.cache import Block
+from data.decoding import threaded
 from data.transforms import Crops, cut, cut_into
 
 T = TypeVar("T")
@@ -65,8 +66,7 @@ def _uint8(size: int, block: Block, crops: Crops | None, device: torch.device) -
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made in a thread while the one before is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
+    for _, future in threaded(lambda source: next(source, None), repeat(items), 1, 1):
+        if (item := future.result()) is None:
+            return
+        yield item

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.decoding import Stream, decode_all
+from data.decoding import decode_all, decode_batches
 from data.images import ArrayImages, FileImages, Images
 from data.transforms import resize
 from utils.memory import usable_memory
@@ -104,13 +104,12 @@ class ResizedFiles:
     """Image files, decoded once to every size that fits the room, else for every batch."""
 
     def __init__(self, images: FileImages, sizes: Sequence[int], space: Room, workers: int) -> None:
-        self.images, self._workers, self._pin = images, workers, space.device.type == "cuda"
+        self.images, self._workers = images, workers
         self._homes: dict[int, torch.device] = {}
         for size in sizes:
             if home := space.take(len(images) * images.channels * size * size):
                 self._homes[size] = home
         self._kept: dict[int, Tensor] = {}
-        self._streams: dict[int, Stream] = {}
 
     def batches(self, size: int, batches: Sequence[Tensor]) -> Iterator[Iterator[Block]]:
         """For each batch of rows, its images at `size` as one block."""
@@ -118,9 +117,7 @@ class ResizedFiles:
             kept = self._decoded()[size]
             yield from (iter([Block(kept, rows)]) for rows in batches)
             return
-        if size not in self._streams:
-            self._streams[size] = Stream(self.images, size, self._workers, self._pin)
-        for pixels in self._streams[size].batches(batches):
+        for pixels in decode_batches(self.images, size, self._workers, batches):
             yield iter([Block(pixels)])
 
     def _decoded(self) -> dict[int, Tensor]:

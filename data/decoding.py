@@ -1,172 +1,144 @@
-"""Image files to resized uint8 tensors, in worker processes."""
+"""Image files to resized uint8 tensors, in threads: PIL and torch let go of the interpreter."""
 
-import atexit
-import multiprocessing
-import os
-import signal
-import weakref
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.images import FileImages
 from data.picture import decode
 from data.transforms import resize
-from utils.errors import DataError
-from utils.signals import signals_later
+from utils.errors import VPNsError
 
-BATCH = 64  # images that a worker decodes at a time when the whole set is decoded
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BATCH = 64  # images that are decoded ahead when the whole set is
+PATIENCE = 30.0  # seconds that an image may take
+GOODBYE = 1.0  # seconds that threads get to end
 
 
-class Files(Dataset):
-    """Lists of rows to their images, at each of `sizes`: uint8 (B, 3, size, size).
+def threaded(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Iterator[tuple[Item, "Future[Result]"]]:
+    """Each item, in order, with the future of `work(item)`; at most `ahead` items are begun early.
 
-    An error is returned as its message: torch would wrap an exception in many lines.
+    The threads end with the generator. They are daemons, unlike those of an executor: a thread
+    that is stuck does not keep the process. If none can be started, the caller's thread works.
     """
+    tasks: SimpleQueue = SimpleQueue()
+    pending: deque = deque()
+    pool: list[Thread] = []
+    try:
+        with suppress(RuntimeError):  # a limit on processes and threads
+            for _ in range(threads):
+                thread = Thread(target=_serve, args=(work, tasks), daemon=True)
+                thread.start()
+                pool.append(thread)
+        for item in items:
+            task = item, Future()
+            pending.append(task)
+            if pool:
+                tasks.put(task)
+            else:
+                _fulfil(work, *task)
+            if len(pending) > (ahead if pool else 0):
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
+    finally:
+        for _, future in pending:
+            future.cancel()
+        for _ in range(threads):
+            tasks.put(None)
+        _join(pool)
 
-    def __init__(self, images: FileImages, sizes: Sequence[int]) -> None:
-        self.images, self.sizes = images, tuple(sizes)
 
-    def __getitem__(self, rows: Sequence[int]) -> list[Tensor] | str:
-        shapes = [(len(rows), 3, size, size) for size in self.sizes]
-        out = [torch.empty(shape, dtype=torch.uint8) for shape in shapes]
-        for i, row in enumerate(rows):
-            try:
-                pixels = decode(self.images.path(row))[None]
-            except DataError as error:
-                return str(error)
-            for tensor, size in zip(out, self.sizes, strict=True):
-                tensor[i] = resize(pixels, size)[0]
-        return out
+def _serve(work: Callable[[Item], Result], tasks: SimpleQueue) -> None:
+    while (task := tasks.get()) is not None:
+        _fulfil(work, *task)
+        del task  # an idle thread holds no image
 
 
-class Order(Sampler):
-    """The batches of rows of the next epoch: persistent workers read them at its start."""
+def _fulfil(work: Callable[[Item], Result], item: Item, future: "Future[Result]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work(item)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+def _join(pool: list[Thread]) -> None:
+    end = time.monotonic() + GOODBYE
+    with suppress(RuntimeError):  # this is one of them, or the interpreter is going down
+        for thread in pool:
+            thread.join(max(0.0, end - time.monotonic()))
 
 
-def quiet_worker(_: int) -> None:
-    """Leave Ctrl-C and signals to the whole job to the main process, which ends its workers.
+def decoded(
+    images: FileImages, work: Callable[[int], Result], rows: Iterable[int], threads: int,
+    ahead: int = BATCH,
+) -> Iterator[Result]:  # fmt: skip
+    """`work` of each row of the images, in order.
 
-    They come to the process group or, from systemd for one, to each process: a worker that died of
-    them would fail the step that the main process has yet to finish and save.
+    Raises what `work` raises of our errors; VPNsError that names the image when it runs out of
+    memory, fails in another way, or has not come after PATIENCE seconds.
     """
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_heed_parent, daemon=True).start()
-    with suppress(OSError):
-        os.setpgid(0, 0)
-    if multiprocessing.get_start_method() == "fork" and os.getppid() != _parent():
-        # torch's own watch begins later: it would take whoever has adopted this one for its parent.
-        os._exit(0)
+    for row, future in threaded(work, rows, threads, ahead):
+        if not wait([future], PATIENCE).done:
+            raise VPNsError(f"the image {images.shown(row)} was not read within {PATIENCE:g} "
+                            "seconds: its disk may hang, or the file is hostile")
+        try:
+            yield future.result()
+        except VPNsError:
+            raise
+        except MemoryError as error:
+            raise VPNsError(f"no memory to decode the image {images.shown(row)}: give a smaller "
+                            "--workers, --cache_gb or --batch_size") from error
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise VPNsError(f"cannot decode the image {images.shown(row)} ({reason})") from error
 
 
-def _parent() -> int:
-    """The process that started this one."""
-    return multiprocessing.parent_process().pid
+def _at_sizes(images: FileImages, sizes: Sequence[int]) -> Callable[[int], list[Tensor]]:
+    def work(row: int) -> list[Tensor]:
+        pixels = decode(images.path(row))[None]
+        return [resize(pixels, size)[0] for size in sizes]
+
+    return work
 
 
-def _heed_parent() -> None:
-    """End when the main process, and nobody else, says so."""
-    parent = _parent()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-class Loader(DataLoader):
-    """A DataLoader whose workers are started without a signal in between."""
-
-    def __iter__(self) -> Iterator[Any]:
-        with signals_later():
-            return super().__iter__()
-
-
-def loader(items: Dataset, order: Order, **options: object) -> DataLoader:
-    """A loader of what `items` has for each of the batches of `order`."""
-    return Loader(items, None, sampler=order, worker_init_fn=quiet_worker, **options)
-
-
-def checked(tensors: list[Tensor] | str) -> list[Tensor]:
-    """What a worker returned, or its error raised here."""
-    if isinstance(tensors, str):
-        raise DataError(tensors)
-    return tensors
-
-
-def decode_all(images: FileImages, sizes: Sequence[int], workers: int) -> dict[int, Tensor]:
+def decode_all(images: FileImages, sizes: Sequence[int], threads: int) -> dict[int, Tensor]:
     """Every image at each of `sizes`, from one decoding: {size: uint8 (N, 3, size, size)}."""
     shapes = {size: (len(images), 3, size, size) for size in sizes}
-    kept = {size: torch.empty(shape, dtype=torch.uint8) for size, shape in shapes.items()}
-    order, parts = Order(), torch.arange(len(images)).split(BATCH)
-    order.batches = [part.tolist() for part in parts]
-    decoded = loader(Files(images, sizes), order, num_workers=workers)
-    for part, tensors in zip(parts, decoded, strict=True):
-        for size, tensor in zip(sizes, checked(tensors), strict=True):
-            kept[size][part] = tensor
-    return kept
+    copies = {size: torch.empty(shape, dtype=torch.uint8) for size, shape in shapes.items()}
+    work = _at_sizes(images, sizes)
+    for row, tensors in enumerate(decoded(images, work, range(len(images)), threads)):
+        for size, tensor in zip(sizes, tensors, strict=True):
+            copies[size][row] = tensor
+    return copies
 
 
-class Stream:
-    """Image files decoded batch by batch with workers that stay alive between epochs."""
-
-    def __init__(self, images: FileImages, size: int, workers: int, pin: bool) -> None:
-        self._files, self._busy = Files(images, (size,)), False
-        self._options = {"num_workers": workers, "pin_memory": pin}
-        self._order = Order()
-        stay = {"persistent_workers": workers > 0}
-        self._loader = loader(self._files, self._order, **self._options, **stay)
-        self._open: weakref.WeakSet[Iterator[Tensor]] = weakref.WeakSet()
-        STREAMS.add(self)
-
-    def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """For each batch of rows, its images as uint8 (B, 3, size, size)."""
-        made = self._made([part.tolist() for part in batches])
-        self._open.add(made)
-        return made
-
-    def close(self) -> None:
-        """End the iterations and the workers."""
-        for made in list(self._open):
-            with suppress(ValueError):  # it is running, in a thread
-                made.close()
-        del self._loader
-
-    def _made(self, batches: list[list[int]]) -> Iterator[Tensor]:
-        if self._busy:  # a loader serves one iteration at a time: this one gets its own workers
-            order = Order()
-            order.batches = batches
-            yield from self._read(loader(self._files, order, **self._options))
-            return
-        self._busy, self._order.batches = True, batches
-        try:
-            yield from self._read(self._loader)
-        finally:
-            self._busy = False
-
-    def _read(self, decoded: DataLoader) -> Iterator[Tensor]:
-        for tensors in decoded:
-            yield checked(tensors)[0]
-
-
-STREAMS: weakref.WeakSet[Stream] = weakref.WeakSet()
-
-
-@atexit.register
-def close_streams() -> None:
-    """End the workers before multiprocessing kills them, which torch reports as a failure."""
-    for stream in list(STREAMS):
-        stream.close()
+def decode_batches(
+    images: FileImages, size: int, threads: int, batches: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """For each batch of rows, its images as uint8 (B, 3, size, size); two batches are decoded
+    ahead."""
+    rows = (row for batch in batches for row in batch.tolist())
+    ahead = 2 * max(map(len, batches), default=0)
+    stream = decoded(images, _at_sizes(images, (size,)), rows, threads, ahead)
+    for batch in batches:
+        out = torch.empty((len(batch), 3, size, size), dtype=torch.uint8)
+        for i in range(len(batch)):
+            out[i] = next(stream)[0]
+        yield out

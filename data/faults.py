@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.decoding import BATCH, Order, loader
+from data.decoding import decoded
 from data.images import FileImages, Images, Part, Splits
 from data.picture import examine
 
-PATIENCE = 2.0  # seconds before a progress bar appears
-Examined = tuple[str, tuple[str, ...]]  # as `examine` returns it
+DELAY = 2.0  # seconds before a progress bar appears
 
 
 class Faults(NamedTuple):
@@ -22,32 +20,20 @@ class Faults(NamedTuple):
     odd: dict[str, list[int]]
 
 
-class Examination(Dataset):
-    """Lists of rows to what is found in their files."""
-
-    def __init__(self, images: FileImages) -> None:
-        self.images = images
-
-    def __getitem__(self, rows: Sequence[int]) -> list[Examined]:
-        return [examine(self.images.path(row)) for row in rows]
-
-
 def find_faults(images: Images, workers: int, title: str) -> Faults:
     """Examine every image file, with a progress bar on a terminal; arrays have no faults.
 
-    A function of the files alone: any number of workers finds the same in the same order.
+    A function of the files alone: any number of threads finds the same in the same order.
     """
     faults = Faults({}, {})
     if not isinstance(images, FileImages):
         return faults
-    order = Order()
-    order.batches = [part.tolist() for part in torch.arange(len(images)).split(BATCH)]
-    found = loader(Examination(images), order, num_workers=min(workers, len(order.batches)))
-    with tqdm(total=len(images), desc=title, unit=" images", disable=None, delay=PATIENCE) as bar:
-        for rows, results in zip(order.batches, found, strict=True):
-            for row, result in zip(rows, results, strict=True):
-                _note(faults, row, *result)
-            bar.update(len(rows))
+    rows = range(len(images))
+    results = decoded(images, lambda row: examine(images.path(row)), rows, workers)
+    with tqdm(total=len(images), desc=title, unit=" images", disable=None, delay=DELAY) as bar:
+        for row, result in zip(rows, results, strict=True):
+            _note(faults, row, *result)
+            bar.update()
     return faults
 
 

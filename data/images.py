@@ -42,8 +42,7 @@ class ArrayImages:
 class FileImages:
     """Image files under `root`; `names` are their paths relative to it.
 
-    The names are a bytes array: a list of a million strings would be copied page by page into
-    every worker as reference counts touch it.
+    The names are a bytes array, which is far smaller than a list of a million strings.
     """
 
     root: Path

@@ -36,7 +36,7 @@ class DataConfig:
     batch_size: int | None = flag(
         None, "images a batch (default: the dataset's)", parse=number(int, 1), group=GROUP)
     workers: int = flag(
-        2, "processes that decode image files; 0 decodes in the main one",
+        2, "threads that decode image files; 0 decodes in the main one",
         parse=number(int, 0), group=GROUP)
     val_fraction: float = flag(
         0.0, "share of the training images held out to choose the best epoch, at most 0.5",

@@ -67,7 +67,7 @@ class RunConfig:
         group="run",
     )
     keep_states: bool = flag(
-        False, "keep the newest training states of each stage, under its name", group="run"
+        False, "keep the newest training states of the search (search-N.pt) and of what follows it", group="run"
     )
     save_every: int = flag(
         0,

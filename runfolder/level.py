@@ -36,7 +36,8 @@ class Level:
             self.run.say(f"{error}; this level is made again")
             self.model_path.replace(self.model_path.with_suffix(".damaged"))
             return None
-        self._end_states()
+        if not self.run.flags["keep_states"]:
+            self._states.remove_all()
         return row
 
     def searched(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -69,17 +70,13 @@ class Level:
         progress = {"rows": self.log.rows, "passes": self.log.passes}
         with self.log.hold():
             save_model(self.search_path, tensors, meta | {"progress": progress})
-            self._end_states()
+            if self.run.flags["keep_states"]:
+                self._states.set_aside()
+            self._states.remove_all()
 
     def finish(self, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
         """Keep the model; its states can go."""
         with self.log.hold():
             save_model(self.model_path, tensors, meta)
-            self._end_states()
-
-    def _end_states(self) -> None:
-        """The states of a stage that is over go, or with --keep_states get its name."""
-        if self.run.flags["keep_states"]:
-            self._states.set_aside()
-        else:
-            self._states.remove_all()
+            if not self.run.flags["keep_states"]:
+                self._states.remove_all()

@@ -72,7 +72,7 @@ class States:
         return None, problems
 
     def set_aside(self) -> None:
-        """Give the states of a stage that is over its name: `search-5.pt`, `finetune-9.pt`."""
+        """Give the states of a phase that is over the name of their stage: `search-5.pt`."""
         for number in self.numbers():
             path = self.path(number)
             try:

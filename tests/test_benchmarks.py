@@ -209,9 +209,9 @@ def noting(calls: list[str], name: str, function: Callable[..., Any]) -> Callabl
 @pytest.mark.parametrize(
     ("flags", "what", "of_ours", "beside"),
     [
-        (["--profile"], "search", "pruning/scores.py: refresh", "dense step"),
-        (["--profile", "search"], "search", "pruning/scores.py: refresh", "dense step"),
-        (["--profile", "finetune"], "finetune", "pruning/training.py: _half_step", "dense step"),
+        (["--profile"], "search", "pruning/scores.py: renew", "dense step"),
+        (["--profile", "search"], "search", "pruning/scores.py: renew", "dense step"),
+        (["--profile", "finetune"], "finetune", "pruning/training.py: half_step", "dense step"),
         (["--profile", "eval"], "eval", "pruning/measure.py: evaluate", "dense forward"),
     ],
     ids=["bare", "search", "finetune", "eval"],

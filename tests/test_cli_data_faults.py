@@ -273,7 +273,8 @@ def test_training_stops_at_an_unreadable_image(tmp_path, split, workers, cache_g
     root = photos(tmp_path / "photos", "torn.jpg")
     if split == "test":
         (root / "train" / "a" / "torn.jpg").rename(root / "test" / "a" / "torn.jpg")
-    done = train(tmp_path / "run", root, "--workers", workers, "--cache_gb", cache_gb)
+    done = train(tmp_path / "run", root, "--batch_size", 5, "--workers", workers,
+                 "--cache_gb", cache_gb)  # fmt: skip
     path = root / split / "a" / "torn.jpg"
     assert done.code == 4
     assert done.error.startswith(f"cannot read the image {path} (truncated): ")

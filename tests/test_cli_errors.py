@@ -258,7 +258,7 @@ def refused(done, reason):
 
 def test_weights_that_leave_their_mask_are_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(MaskKeeper, "__call__", lambda keeper: None)
-    assert refused(run(tmp_path, *QUICK), "density 0.1: conv1 does not follow its mask in ")
+    assert refused(run(tmp_path, *QUICK), "density 0.1: conv1.weight does not follow its mask in ")
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
@@ -269,7 +269,7 @@ def test_pruned_places_that_are_not_plus_zero_are_not_saved(tmp_path, monkeypatc
         return tensors, meta
 
     monkeypatch.setattr(record, "export", export_minus_zero)
-    assert refused(run(tmp_path, *QUICK), "fc does not follow its mask in ")
+    assert refused(run(tmp_path, *QUICK), "fc.weight does not follow its mask in ")
     assert not list(tmp_path.rglob("search.safetensors"))
 
 

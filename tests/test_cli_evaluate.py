@@ -260,7 +260,7 @@ def test_authors_file_needs_a_dataset(authors):
 
 def test_authors_file_without_hint_of_its_density_asks_for_it(authors):
     done = evaluate(authors[0], *DIGITS)
-    assert done.code == 2 and "give it with --density" in done.error
+    assert done.code == 2 and "name it with --density" in done.error
 
 
 # What is refused

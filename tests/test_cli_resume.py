@@ -33,7 +33,7 @@ from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
 from pruning import training
-from runfolder import shared
+from runfolder import shared, stage_log
 from runfolder.level import Level
 from runfolder.pace import Pace
 from runfolder.run import Run

@@ -1,13 +1,10 @@
 """Signals at any moment: exit code 75, one line, no traceback, nobody left behind."""
 
-import itertools
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,6 @@ from cli import (
     ROOT,
     SMALL,
     at_call,
-    begin,
-    done,
     finish,
     forked,
     hashes,
@@ -32,7 +27,8 @@ from test_cli_run import write_images
 import main_vpns
 from data import decoding, faults, opening
 from models.classifier import PromptedClassifier
-from program import evaluation, record
+from program import evaluation, mapping, record
+from runfolder import level as level_module
 from runfolder.run import Run
 from runfolder.surroundings import Surroundings
 from utils.signals import SIGNALS, Stop
@@ -84,7 +80,7 @@ def test_signal_during_the_imports_ends_the_program_with_one_line(stub, tmp_path
 PHASES = {
     "looking for the data": (opening, "locate", 1, False),
     "the fingerprint of the images": (Surroundings, "require_data", 1, False),
-    "mapping the labels": (main_vpns, "count_predictions", 1, False),
+    "mapping the labels": (mapping, "count_predictions", 1, False),
     "measuring before the search": (PromptedClassifier, "forward", 2, False),
     "measuring after the search": (level_module, "save_model", 1, False),
     "writing the end of the search": (level_module, "save_model", 1, True),
@@ -194,101 +190,26 @@ def session(number):
 
 @pytest.fixture
 def files(tmp_path):
-    """A run that decodes image files in two processes, and writes a state when it is stopped."""
+    """A run that decodes image files in two threads, and writes a state when it is stopped."""
     write_images(tmp_path / "images")
     return ["--dataset", "imagefolder", "--data", tmp_path / "images", "--train_images", 0,
             "--density_list", "0.1", "--batch_size", 4, "--workers", 2, "--save_every", 9]
 
 
-def signal_everyone(name):
-    """Send this process and all its workers a signal, the workers first."""
-    workers = [process for process in session(os.getpid()) if process != os.getpid()]
-    assert workers
-    for process in (*workers, os.getpid()):
-        os.kill(process, getattr(signal, name))
-
-
-def stop_everyone(save_dir, words, name, moment):
-    """What a run leaves behind that is stopped so, and which of its processes are still there."""
-
-    def arm():
-        os.setsid()
-        at_call(*moment, lambda: signal_everyone(name), False)
-
-    child = begin(save_dir, *words, before=arm)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for _ in range(200):  # a worker looks for its parent every five seconds
-        if not session(child):
-            break
-        time.sleep(0.1)
-    return done(save_dir, code), session(child)
-
-
-ALIVE = {
-    "workers that fill the cache": (["--cache_gb", 1], (decoding, "checked", 1)),
-    "workers of a step": (["--cache_gb", 0], (PromptedClassifier, "forward", 3)),
-    "workers that check the data": (["--check_data"], (faults, "_note", 1)),
+BUSY = {
+    "filling the cache": (["--cache_gb", 1], (decoding, "decode", 3)),
+    "a step": (["--cache_gb", 0], (PromptedClassifier, "forward", 3)),
+    "checking the data": (["--check_data"], (faults, "_note", 1)),
 }
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="processes are found in /proc"
-)
 
 
-@needs_proc
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
-@pytest.mark.parametrize("phase", ALIVE)
-def test_signal_to_every_process_ends_all_of_them_with_one_line(files, tmp_path, phase, name):
-    words, moment = ALIVE[phase]
-    stopped, left = stop_everyone(tmp_path / "run", [*files, *words], name, moment)
+@pytest.mark.parametrize("phase", BUSY)
+def test_signal_while_threads_decode_ends_the_run_with_one_line(files, tmp_path, phase, name):
+    words, moment = BUSY[phase]
+    hook = (*moment, send(name), False)
+    stopped = forked(tmp_path / "run", *files, *words, before=lambda: at_call(*hook))
     assert stopped.code == 75 and stopped.error.startswith(f"stopped by {name}; ")
-    assert left == []
-
-
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="nobody is forked")
-def test_worker_whose_parent_died_before_it_began_ends():
-    """It would wait for work for ever."""
-    seen, say = os.pipe()
-    middle = os.fork()
-    if not middle:
-        worker = multiprocessing.Process(target=orphan, args=(say,))
-        worker.start()
-        os._exit(0)
-    os.waitpid(middle, 0)
-    os.close(say)
-    with os.fdopen(seen) as end:
-        assert end.read() == "begun "
-
-
-def orphan(say):
-    """A data worker that is slower than its parent."""
-    while os.getppid() == multiprocessing.parent_process().pid:
-        time.sleep(0.01)
-    os.write(say, b"begun ")
-    decoding.quiet_worker(0)
-    os.write(say, b"goes on")
-
-
-def test_signal_while_workers_are_started_is_not_lost(files, tmp_path):
-    """Python drops what is raised in the callbacks of a fork, with a traceback."""
-
-    def arm():
-        sys.unraisablehook = sys.__unraisablehook__  # pytest's would collect it
-        forks = itertools.count(1)
-        os.register_at_fork(after_in_parent=lambda: next(forks) == 2 and send("SIGTERM")())
-
-    stopped = forked(tmp_path / "run", *files, "--cache_gb", 0, before=arm)
-    assert stopped.code == 75 and stopped.error == GOES_ON.format("SIGTERM")
-
-
-@needs_proc
-def test_of_all_processes_only_the_main_one_saves_and_only_once(files, tmp_path):
-    words = [*files, "--cache_gb", 0]
-    stop_everyone(tmp_path / "run", words, "SIGTERM", (PromptedClassifier, "forward", 3))
-    states = [path.name for path in only_run(tmp_path / "run").glob("d0.1/state-*.pt")]
-    assert states == ["state-1.pt"]
-    again, whole = run(tmp_path / "run", *words), run(tmp_path / "whole", *words)
-    assert "continuing search after step 1 of epoch 1" in again.out
-    assert hashes(again.folder) == hashes(whole.folder)
 
 
 def test_run_stopped_with_workers_goes_on_without_them_to_the_same_bytes(files, tmp_path):
@@ -300,7 +221,7 @@ def test_run_stopped_with_workers_goes_on_without_them_to_the_same_bytes(files, 
     assert hashes(again.folder) == hashes(whole.folder)
 
 
-@needs_proc
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_signal_to_the_group_of_a_process_of_its_own_leaves_nobody(files, tmp_path):
     words = [*SMALL, *files, "--cache_gb", 0, "--epochs", 500, "--save_dir", tmp_path / "run"]
     process = start(*words, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Pixels: decoding odd files, the resize, crops and flips, buffers that nobody's batch shares."""
+"""Pixels: decoding odd files, the resize, crops and flips."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.buffers import Buffers
 from data.picture import decode
 from data.transforms import Crops, clean_size, cut, cut_into, draw_crops, resize
 from utils.errors import DataError
@@ -122,34 +121,3 @@ def test_a_truncated_image_is_a_data_error_naming_the_file(tmp_path, suffix, kep
 def test_a_missing_image_is_a_data_error_naming_the_file(tmp_path):
     with pytest.raises(DataError, match="gone.jpg"):
         decode(tmp_path / "gone.jpg")
-
-
-def test_a_buffer_is_used_again_when_its_batch_is_gone():
-    buffers = Buffers()
-    first = buffers.take((4, 3)).data_ptr()
-    assert buffers.take((4, 3)).data_ptr() == first
-
-
-@pytest.mark.parametrize("hold", [lambda x: x, lambda x: x[1:], lambda x: x.view(-1).detach()])
-def test_a_buffer_that_somebody_sees_is_left_alone(hold):
-    buffers = Buffers()
-    held = hold(buffers.take((4, 3)).fill_(7))
-    for _ in range(6):
-        buffers.take((4, 3)).fill_(0)
-    assert held.eq(7).all()
-
-
-def test_a_buffer_that_autograd_needs_is_left_alone():
-    buffers, weight = Buffers(), torch.ones(3, requires_grad=True)
-    loss = (buffers.take((2, 3)).fill_(5) * weight).sum()
-    for _ in range(6):
-        buffers.take((2, 3)).fill_(0)
-    loss.backward()
-    assert weight.grad.tolist() == [10, 10, 10]
-
-
-def test_buffers_of_another_shape_replace_free_ones():
-    buffers = Buffers(keep=1)
-    assert buffers.take((4, 3)).shape == (4, 3)
-    assert buffers.take((2, 3)).shape == (2, 3)
-    assert len(buffers._blocks) == 1

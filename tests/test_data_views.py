@@ -164,15 +164,6 @@ def test_workers_and_cache_change_no_bit_of_files(photos, name, workers, cache_g
     assert same(plain, epoch(view, 7)) and same(plain[1:], epoch(view, 7, start=1))
 
 
-def test_workers_live_on_into_the_next_epoch(photos):
-    view = folder(photos, workers=1, cache_gb=0.0).clean
-    epoch(view, 0)
-    stream = view._pixels._streams[18]
-    pids = [w.pid for w in stream._loader._iterator._workers]
-    epoch(view, 1)
-    assert [w.pid for w in stream._loader._iterator._workers] == pids
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_view_read_twice_at_once(photos, workers):
     view = folder(photos, workers=workers, cache_gb=0.0).clean
@@ -190,7 +181,7 @@ def test_a_dropped_epoch_leaves_no_trace(photos):
     assert same(epoch(view, 7), expected)
 
 
-def test_a_program_with_living_workers_ends(photos):
+def test_a_program_with_living_threads_ends(photos):
     script = (
         "import torch; from data import *; "
         f"c = DataConfig('imagefolder', {str(photos)!r}, workers=2, cache_gb=0.0); "

@@ -185,11 +185,12 @@ def masks_in(done: cli.Done) -> dict[str, Tensor]:
 
 
 def test_an_empty_layer_is_reported_before_fine_tuning(empty: cli.Done) -> None:
-    assert layer_densities(masks_in(empty))[WEAK] == 0
+    assert layer_densities(masks_in(empty))[f"{WEAK}.weight"] == 0
     lines = empty.out.splitlines()
     reported = next(n for n, line in enumerate(lines) if "the mask leaves no weight in" in line)
     assert reported < next(n for n, line in enumerate(lines) if "finetune" in line)
-    empty_ones = [name for name, share in layer_densities(masks_in(empty)).items() if share == 0]
+    shares = layer_densities(masks_in(empty)).items()
+    empty_ones = [name.removesuffix(".weight") for name, share in shares if share == 0]
     assert lines[reported] == (
         f"density 0.1: the mask leaves no weight in {', '.join(empty_ones)}; "
         "--min_layer_density would"

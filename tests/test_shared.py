@@ -229,7 +229,7 @@ def test_a_round_depends_on_its_masks_where_a_kept_weight_is_zero(tmp_path: Path
     search = shared_find(tmp_path, "dense", model=model).search
     masks, stage = all_kept(model.network), weight_stage(search, "round")
     train_and_rewind(search, stage, masks)
-    train_and_rewind(search, stage, masks | {"3": ~masks["3"]})
+    train_and_rewind(search, stage, masks | {"3.weight": ~masks["3.weight"]})
     assert [row["stage"] for row in search.log.rows] == ["round", "round"]
 
 

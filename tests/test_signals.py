@@ -1,6 +1,5 @@
 """Being asked to stop: at once, or after what is in progress."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -90,7 +89,7 @@ def test_after_an_error_in_a_held_block_signals_are_answered_again(stop: Stop) -
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_signal_that_comes_while_processes_start_is_answered_after_it(stop: Stop) -> None:
+def test_a_signal_in_a_block_for_later_is_answered_after_it(stop: Stop) -> None:
     reached = []
     with pytest.raises(Interrupted, match="SIGUSR1"), signals_later():
         signal.raise_signal(signal.SIGUSR1)
@@ -116,18 +115,6 @@ def test_other_threads_leave_the_handlers_alone(stop: Stop) -> None:
     thread.start()
     thread.join()
     assert answers == [signal.getsignal(signal.SIGTERM)]
-
-
-def test_a_forked_worker_dies_of_the_signal(stop: Stop) -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
-    assert stop.requested == ""
 
 
 def test_an_error_that_a_library_made_of_a_stop_is_the_stop(stop: Stop) -> None:

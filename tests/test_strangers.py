@@ -506,7 +506,7 @@ def test_model_with_impossible_metadata_is_refused(level, tmp_path, change):
 )  # fmt: skip
 @pytest.mark.parametrize("entrance", ["init_from", "evaluate"])
 def test_authors_file_with_impossible_values_is_refused(enter, tmp_path, change, entrance):
-    torch.save(checkpoint(density=0.2) | change, tmp_path / "best.pth")
+    torch.save(checkpoint() | change, tmp_path / "best.pth")
     done = enter(entrance, tmp_path / "best.pth")
     assert done.code == 1 and str(tmp_path / "best.pth") in done.error and "bug" not in done.error
 

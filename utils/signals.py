@@ -44,8 +44,8 @@ def _answered() -> list[int]:
 def signals_later() -> Iterator[None]:
     """Answer signals after the block, whoever answers them; for the main thread.
 
-    For calls into a library that would lose or replace what an answer raises: a fork, which may
-    also leave locks held, and readers of files, to which any exception is damage.
+    For calls into a library that would lose or replace what an answer raises: readers of files,
+    to which any exception is damage.
     """
     came: list[int] = []
     before = {}
@@ -67,7 +67,6 @@ class Stop:
         self.requested = ""
         self.then = "run the command again"  # what the user may do after a stop
         self._holds = 0
-        self._owner = os.getpid()
 
     def install(self) -> None:
         """Answer SIGNALS from now on (main thread only)."""
@@ -78,11 +77,6 @@ class Stop:
         _handle(signal.SIG_IGN)
 
     def _answer(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._owner:
-            # A forked data worker: it must die as if we had never been asked, and save nothing.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         self.requested = signal.Signals(number).name
         if not self._holds:
             self.now()
