@@ -67,7 +67,7 @@ class RunConfig:
         group="run",
     )
     keep_states: bool = flag(
-        False, "keep the newest training states of the search (search-N.pt) and of what follows it", group="run"
+        False, "keep the newest states of the search (search-N.pt) and of fine-tuning", group="run"
     )
     save_every: int = flag(
         0,

@@ -27,7 +27,7 @@ from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from runfolder.level import Level
 from runfolder.stage_log import StageLog
-from utils import seed
+from utils import device
 from utils.errors import Interrupted, NumericError
 from utils.loss_scale import MOST_SKIPPED, LossScale
 from utils.precision import DTYPES, Precision
@@ -388,7 +388,7 @@ def test_tf32_is_as_asked_whatever_ran_before(tmp_path: Path, tf32_restored: Non
 def test_device_without_the_precision_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seed, "DEVICES", (*seed.DEVICES, "meta"))
+    monkeypatch.setattr(device, "DEVICES", (*device.DEVICES, "meta"))
     done = run(tmp_path, *QUICK, "--amp", "fp16", "--device", "meta")
     assert done.code == 2 and done.error.startswith("--amp fp16 does not work on meta")
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ from cli import (
 )
 from safetensors.torch import save_file
 
-import main_vpns
+import program.mapping
 from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
@@ -380,7 +380,7 @@ def test_signal_while_an_epoch_is_measured_does_not_cost_the_epoch(undisturbed, 
 def test_signal_while_labels_are_mapped_costs_no_epoch(tmp_path):
     words = [*FLAGS, "--label_mapping_mode", "ilm", "--epochs", 3, "--save_every", 3]
     # The mapping is made twice before the search, then before each epoch.
-    hook = (main_vpns, "count_predictions", 5, send("SIGTERM"), False)
+    hook = (program.mapping, "count_predictions", 5, send("SIGTERM"), False)
     stopped = forked(tmp_path / "run", *words, before=lambda: at_call(*hook))
     again = run(tmp_path / "run", *words)
     assert stopped.code == 75 and "continuing search after epoch 2" in again.out
@@ -406,7 +406,8 @@ def test_second_signal_during_the_save_changes_nothing(undisturbed, tmp_path):
     assert same(undisturbed, run(tmp_path, *FLAGS))
 
 
-# A state is its side-car and its data: each is flushed, renamed, and its folder flushed.
+# A state's data is flushed; its side-car is flushed and renamed, then the data is renamed; each
+# rename is followed by a flush of the folder.
 CRASHES = [("fsync", 1), ("fsync", 3), ("replace", 2), ("fsync", 4)]
 
 

@@ -36,9 +36,8 @@ class HashedFile:
         return len(data)
 
     def flush(self) -> None:
-        """Bring everything to the disk."""
+        """Hand everything to the system."""
         self._file.flush()
-        os.fsync(self._file.fileno())
 
     def sha256(self) -> str:
         """SHA-256 of what was written, in hex."""
@@ -65,6 +64,7 @@ def write_streamed(
             try:
                 write(file)
                 file.flush()
+                os.fsync(raw.fileno())
             except Exception:
                 if file.error is not None:
                     raise file.error from None
