@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def test_the_newest_is_by_number_not_by_name(tmp_path: Path) -> None:
 def test_a_state_comes_back(tmp_path: Path) -> None:
     found, problems = saved(tmp_path, 1).newest()
     assert torch.equal(found["tensors"]["scores"], torch.arange(50.0) + 1) and problems == []
+
+
+def test_a_state_is_written_in_pieces_without_a_copy_of_it_in_memory(tmp_path: Path) -> None:
+    tensors = {f"layer{number}": torch.rand(1 << 18) for number in range(16)}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    tracemalloc.start()
+    States(tmp_path).save({"stage": "search", "tensors": tensors})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 8
 
 
 def test_no_state_is_none(tmp_path: Path) -> None:

@@ -38,6 +38,17 @@ def evaluate(source, *words):
 # Files of ours
 
 
+@pytest.mark.parametrize("words", [["--epochs", 2], ["--epochs", 2, "--save_minutes", 1e-9]])
+def test_state_of_bip_is_measured_with_the_weights_that_bip_has_trained(tmp_path, words):
+    done = run(
+        tmp_path, "--prune_method", "bip", "--density_list", "0.1", "--keep_states", *words
+    )
+    (row,) = done.result["rows"]
+    newest = max(done.folder.glob("d0.1/search-*.pt"), key=lambda path: int(path.stem[7:]))
+    state = evaluate(newest).result
+    assert (state["clean"], state["kept"]) == (row["clean"], row["kept"])
+
+
 def test_model_has_the_accuracies_of_its_run(trained, level):
     (row,) = trained.result["rows"]
     found = evaluate(level / "model.safetensors").result

@@ -235,6 +235,30 @@ def test_a_state_is_written_every_so_many_epochs_and_at_the_end(tmp_path):
     assert states_of(tmp_path) == [("state-2", 4, 0), ("state-3", 5, 0)]  # the first had 2, 0
 
 
+STATES = {
+    "vpns": ["search-2", "search-3", "state-2", "state-3"],
+    "bip": ["search-2", "search-3"],  # there is no fine-tuning
+    "dense": ["state-2", "state-3"],  # there is no search
+}
+
+
+@pytest.mark.parametrize("method", STATES)
+def test_states_that_are_kept_are_the_newest_two_of_each_phase(tmp_path, method):
+    words = ["--prune_method", method, "--density_list", "0.1", "--epochs", 3, "--keep_states"]
+    done = run(tmp_path, *words)
+    assert sorted(path.stem for path in done.folder.glob("d*/*-*.pt")) == STATES[method]
+    assert run(tmp_path, *words).code == 0
+    assert sorted(path.stem for path in done.folder.glob("d*/*-*.pt")) == STATES[method]
+
+
+def test_no_state_is_written_within_the_first_minutes_by_default(tmp_path, monkeypatch):
+    """The last epoch of a stage has one, from which the next phase may start again."""
+    written = []
+    monkeypatch.setattr(States, "save", lambda self, state: written.append(state["epoch"]))
+    run(tmp_path, "--density_list", "0.1", "--epochs", 3, "--save_every", 0)
+    assert written == [3, 3]
+
+
 def test_states_in_the_middle_of_an_epoch_are_written_by_the_clock(tmp_path):
     run(tmp_path, *DENSE, "--save_minutes", 1e-9)
     assert states_of(tmp_path) == [("state-2", 0, 2), ("state-3", 1, 0)]  # the first had 0, 1

@@ -15,8 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import program.mapping
 from data.views import View
 from models.artifact import masks_of
+from models.label_map import count_predictions
 from program.settings import Config
 from runfolder.results import find_dense
 from utils.config import flatten
@@ -404,3 +406,23 @@ def test_quickstart_in_miniature_learns_from_the_shipped_weights(tmp_path):
     )
     assert find_dense(sparse.folder) == dense.result["rows"][0]
     assert min(done.result["rows"][0]["clean"] for done in (dense, sparse)) > 40
+
+
+MAPPINGS = {"vpns": 1, "random": 1, "snip": 1, "omp": 1, "dense": 0, "lth": 11}
+
+
+@pytest.mark.parametrize("method", MAPPINGS)
+def test_labels_are_mapped_once_for_the_dense_network_and_once_behind_each_mask(
+    tmp_path, monkeypatch, method
+):
+    """LTH goes down to density 0.1 in eleven rounds, each with a mask of its own."""
+    calls = []
+
+    def counting(*words):
+        calls.append(words)
+        return count_predictions(*words)
+
+    monkeypatch.setattr(program.mapping, "count_predictions", counting)
+    words = ["--prune_method", method, "--label_mapping_mode", "flm", "--epochs", 0]
+    assert run(tmp_path, *words, "--density_list", "1" if method == "dense" else "0.1").code == 0
+    assert len(calls) == 1 + MAPPINGS[method]

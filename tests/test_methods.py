@@ -23,7 +23,7 @@ from searches import (
 )
 
 from pruning import METHODS, Method
-from pruning.masks import Scores, kept_count, prunable
+from pruning.masks import Masks, Scores, all_kept, kept_count, prunable
 from pruning.method import Search, one_shot
 from pruning.scores import learn_masks
 from utils.errors import NumericError
@@ -358,6 +358,27 @@ def test_a_method_from_outside_meets_the_contract() -> None:
     size = flat({n: dense_state()[f"network.{n}"].abs() for n in found.masks})
     assert kept_count(found.masks) == expected_count(found)
     assert size[kept].min() >= size[~kept].max()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_a_method_without_an_exact_count_may_miss_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    def first_layer_alone(search: Search) -> Masks:
+        masks = {n: torch.zeros_like(m) for n, m in all_kept(search.model.network).items()}
+        masks["conv1.weight"].fill_(True)
+        return search.use(masks)
+
+    monkeypatch.setitem(METHODS, "first", Method(first_layer_alone, exact=exact))
+    done = cli.run(tmp_path, "--prune_method", "first", "--density_list", "0.1", "--epochs", 0)
+    if exact:
+        assert done.code == 1 and "keeps 432 of 268336 weights instead of 26834" in done.error
+        return
+    (row,) = done.result["rows"]
+    assert (row["density"], row["kept"]) == (0.1, 3 * 16 * 9)
+    assert row["real_density"] == pytest.approx(row["kept"] / row["prunable"], abs=1e-9)
+    measured = cli.call("--evaluate", done.folder / "d0.1/model.safetensors", "--device", "cpu")
+    assert (measured.result["kept"], measured.result["clean"]) == (row["kept"], row["clean"])
 
 
 def test_a_name_that_is_in_no_registry_is_refused() -> None:
