@@ -57,8 +57,8 @@ def find_masks(search: Search) -> Masks:
     learned = BilevelScores(network, search.density, search.floor)
     search.remap()
     weights = tuple(learned.weights.values())
-    held = {id(weight) for weight in weights}
-    others = tuple(p for p in network.parameters() if id(p) not in held)
+    masked = {id(weight) for weight in weights}
+    others = tuple(p for p in network.parameters() if id(p) not in masked)
     stage = Stage(
         name="search",
         epochs=search.epochs,

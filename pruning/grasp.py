@@ -52,10 +52,10 @@ def balanced_set(search: Search) -> tuple[Tensor, Tensor]:
         for image, label in zip(images, labels.tolist(), strict=True):
             if len(chosen[label]) < quota:
                 chosen[label].append(image.clone())
-        if all(len(found) == quota for found in chosen):
+        if all(len(of_class) == quota for of_class in chosen):
             break
-    owners = [label for label, found in enumerate(chosen) for _ in found]
-    return torch.stack(list(chain(*chosen))), torch.tensor(owners, device=images.device)
+    classes_of = [label for label, of_class in enumerate(chosen) for _ in of_class]
+    return torch.stack(list(chain(*chosen))), torch.tensor(classes_of, device=images.device)
 
 
 def halves_in_batches(
@@ -86,7 +86,7 @@ def hessian_gradient(
     products = [torch.zeros_like(weight) for weight in weights]
     for loss in losses:
         grads = gradients_of(loss(), weights, create_graph=True)
-        inner = sum((grad * held).sum() for grad, held in zip(grads, fixed, strict=True))
+        inner = sum((grad * first).sum() for grad, first in zip(grads, fixed, strict=True))
         torch._foreach_add_(products, gradients_of(inner, weights))
     return products
 

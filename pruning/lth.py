@@ -45,8 +45,8 @@ def alive_magnitudes(like: Scores, weights: Scores, masks: Masks) -> Scores:
     What was read from a level's file moves to the device of `like`, in its order.
     """
     return {
-        name: weights[name].to(own.device).abs().where(masks[name].to(own.device), -1.0)
-        for name, own in like.items()
+        name: weights[name].to(dense.device).abs().where(masks[name].to(dense.device), -1.0)
+        for name, dense in like.items()
     }
 
 

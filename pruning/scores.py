@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.masks import Masks, lift_best, prunable
 from pruning.method import Search
-from pruning.selection import MovingCut, require_finite, select_top
+from pruning.selection import MovingThreshold, require_finite, select_top
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from utils.optim import Optim
@@ -77,7 +77,7 @@ class LearnedScores:
         self._masked = torch.empty_like(self.dense)
         for name, part in self.parts(self._masked).items():
             self.weights[name].data = part
-        self._cut = MovingCut()
+        self._threshold = MovingThreshold()
         require_finite(self.flat)
         self.renew()
 
@@ -116,7 +116,7 @@ class LearnedScores:
             # no product, which is -0.0 where a weight is negative
             torch.where(self.keep, values, values.new_zeros(()), out=out)
             return
-        threshold, ties = self._cut(self.flat, self.density)
+        threshold, ties = self._threshold(self.flat, self.density)
         tied = values[ties]
         _zero_where_small(values, self.flat, threshold, grad_input=out)
         out[ties] = tied

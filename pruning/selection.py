@@ -25,10 +25,10 @@ BLOCK = 1 << 17  # values that are worked on together, since they stay in the ca
 Bracket = tuple[float, float]
 
 
-class Cut(NamedTuple):
-    """Where a selection ends: values above `threshold` are kept, and those at `ties`."""
+class Threshold(NamedTuple):
+    """Where a selection ends: values above `value` stay, and those at `ties`."""
 
-    threshold: float
+    value: float
     ties: Tensor  # int64 (T,): places of values equal to the threshold; nearly always none
 
 
@@ -42,14 +42,14 @@ def select_top(values: Tensor, density: float) -> Tensor:
     if values.device.type != "cpu":
         return _select_on_device(values, pruned_count(values.numel(), density))
     require_finite(values)
-    threshold, ties = find_cut(values, density)
+    threshold, ties = find_threshold(values, density)
     keep = values > threshold
     keep[ties] = True
     return keep
 
 
-class MovingCut:
-    """`find_cut` for magnitudes that change little from call to call, as scores in a search do.
+class MovingThreshold:
+    """`find_threshold` for magnitudes that change little from call to call, as scores do.
 
     The last thresholds tell where the next one is, more closely than a sample does. They change
     the time that it takes, never the result. One jump, as when a search's scores are loaded, costs
@@ -60,23 +60,23 @@ class MovingCut:
         self._last: float | None = None
         self._moves: deque[float] = deque(maxlen=LATELY)
 
-    def __call__(self, values: Tensor, density: float) -> Cut:
-        """The cut of the magnitudes of finite values (N,) on the CPU."""
-        cut = find_cut(values, density, magnitude=True, guess=self._guess())
+    def __call__(self, values: Tensor, density: float) -> Threshold:
+        """The threshold of the magnitudes of finite values (N,) on the CPU."""
+        threshold = find_threshold(values, density, magnitude=True, guess=self._guess())
         if self._last is not None:
-            self._moves.append(abs(cut.threshold - self._last))
-        self._last = cut.threshold
-        return cut
+            self._moves.append(abs(threshold.value - self._last))
+        self._last = threshold.value
+        return threshold
 
     def _guess(self) -> Bracket | None:
         margin = MOVES * sorted(self._moves)[-2] if len(self._moves) > 1 else 0.0
         return (self._last - margin, self._last + margin) if margin else None
 
 
-def find_cut(
+def find_threshold(
     values: Tensor, density: float, magnitude: bool = False, guess: Bracket | None = None
-) -> Cut:
-    """The cut of `select_top` for finite values (N,) on the CPU, or for their magnitudes.
+) -> Threshold:
+    """The threshold of `select_top` for finite values (N,) on the CPU, or for their magnitudes.
 
     A bracket around the threshold comes from `guess` or from a sample; one pass counts what lies
     below it and collects what lies inside, where numpy selects. With a sample that takes two
@@ -84,7 +84,7 @@ def find_cut(
     """
     array, pruned = values.detach().numpy(), pruned_count(values.numel(), density)
     if pruned == 0:
-        return Cut(-math.inf, torch.empty(0, dtype=torch.int64))
+        return Threshold(-math.inf, torch.empty(0, dtype=torch.int64))
     for bracket in _brackets(array, pruned, magnitude, guess):
         below, inside, places = _between(array, bracket, magnitude)
         if below < pruned <= below + inside.size:
@@ -92,7 +92,7 @@ def find_cut(
     threshold = _kth_smallest(inside, pruned - below)
     kept_ties = below + np.count_nonzero(inside <= threshold) - pruned
     ties = places[inside == threshold][:kept_ties]
-    return Cut(float(threshold), torch.from_numpy(ties))
+    return Threshold(float(threshold), torch.from_numpy(ties))
 
 
 def _brackets(
@@ -134,9 +134,9 @@ def _between(
         np.less(part, low, out=under)
         np.less_equal(part, high, out=within)
         below += np.count_nonzero(under)
-        found = np.flatnonzero(np.not_equal(under, within, out=within))
-        values.append(part[found])
-        places.append(found + start)
+        inside = np.flatnonzero(np.not_equal(under, within, out=within))
+        values.append(part[inside])
+        places.append(inside + start)
     return below, np.concatenate(values), np.concatenate(places)
 
 

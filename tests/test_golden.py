@@ -19,7 +19,7 @@ from pruning import selection
 from pruning.masks import MaskKeeper, apply_masks, keep_top
 from pruning.method import Search
 from pruning.scores import initial_score, learn_masks
-from pruning.selection import Cut
+from pruning.selection import Threshold
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from utils.optim import Optim, OptimConfig, ScheduleConfig
@@ -148,21 +148,21 @@ def thresholds() -> list[float]:
 def run(golden: Golden, thresholds: list[float]) -> Iterator[Trajectory]:
     """The whole trajectory, with every loss and threshold on the way."""
     losses: list[float] = []
-    cross_entropy, find_cut = F.cross_entropy, selection.find_cut
+    cross_entropy, find_threshold = F.cross_entropy, selection.find_threshold
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         value = cross_entropy(logits, labels)
         losses.append(value.item())
         return value
 
-    def cut(*args: Any, **options: Any) -> Cut:
-        found = find_cut(*args, **options)
-        thresholds.append(found.threshold)
+    def threshold(*args: Any, **options: Any) -> Threshold:
+        found = find_threshold(*args, **options)
+        thresholds.append(found.value)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "cross_entropy", loss)
-        patch.setattr(selection, "find_cut", cut)
+        patch.setattr(selection, "find_threshold", threshold)
         torch.set_num_threads(1)
         yield Trajectory(golden, losses)
 

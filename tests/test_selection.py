@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruning import selection
-from pruning.selection import MovingCut, find_cut, select_top
+from pruning.selection import MovingThreshold, find_threshold, select_top
 
 MANY = 1_400_000  # beyond ten samples' worth
 VALUES = st.one_of(
@@ -95,7 +95,7 @@ def test_only_what_the_sample_brackets_is_sorted(collected) -> None:
 def test_the_values_stay_as_they_are(pattern) -> None:
     values = pattern()
     select_top(values, 0.3)
-    find_cut(values, 0.3, magnitude=True)
+    find_threshold(values, 0.3, magnitude=True)
     assert torch.equal(values, pattern())
 
 
@@ -103,7 +103,7 @@ def test_the_values_stay_as_they_are(pattern) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_cut_of_magnitudes_is_the_selection(pattern, density: float) -> None:
     values = pattern()
-    threshold, ties = find_cut(values, density, magnitude=True)
+    threshold, ties = find_threshold(values, density, magnitude=True)
     keep = values.abs() > threshold
     keep[ties] = True
     assert torch.equal(keep, select_top(values.abs(), density))
@@ -127,8 +127,8 @@ def test_an_accelerator_selects_the_same() -> None:
 
 @pytest.mark.parametrize("step", [0.0, 1e-6, 1e-3, 1.0])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_moving_cut_is_each_times_own(pattern, step: float) -> None:
-    moving, values = MovingCut(), pattern()
+def test_a_moving_threshold_is_the_one_of_each_call(pattern, step: float) -> None:
+    moving, values = MovingThreshold(), pattern()
     for number in range(6):
         values += step * normal(number + 1)
         threshold, ties = moving(values, 0.2)
@@ -137,10 +137,10 @@ def test_a_moving_cut_is_each_times_own(pattern, step: float) -> None:
         assert torch.equal(keep, expected(values.abs(), 0.2))
 
 
-def test_a_cut_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
+def test_a_threshold_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
     sampled, plain = [], selection._sampled
     monkeypatch.setattr(selection, "_sampled", lambda *w: sampled.append(1) or plain(*w))
-    moving = MovingCut()
+    moving = MovingThreshold()
     for number in range(8):
         moving(normal() * (1 + 0.001 * number), 0.2)
     assert len(sampled) == 3
@@ -149,7 +149,7 @@ def test_a_cut_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
 @pytest.mark.parametrize("steady", [0, 1, 2, 6])
 def test_after_a_jump_few_values_are_sorted(collected, steady: int) -> None:
     """A resumed search sees its initial scores and then those that it loads."""
-    moving, values = MovingCut(), normal()
+    moving, values = MovingThreshold(), normal()
     for number in range(12):
         jump = 1 if number <= steady else 100
         moving(values * (jump + 0.001 * number), 0.2)
