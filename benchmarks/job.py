@@ -6,10 +6,9 @@
 On two CPU cores case a takes some ten minutes and case b some six, half of it with one seed.
 
 Each run is a process of its own, timed from start to end: ours is main_vpns.py, the other
-reference_run.py, with the same flags. Both start from the same random weights of each seed. A
-dense run of ours shows how many copies of the weights the search adds to memory (not told where
-a copy is less than what the memory of a process wanders by). Memory is the peak of the largest
-process.
+reference_run.py, with the same flags. Both start from the same random weights of each seed.
+Memory is the peak of the largest process. A dense run of ours tells how many copies of the
+weights the search adds to it, `copies_over_dense`, unless a copy is lost in the noise.
 """
 
 import gzip
@@ -32,7 +31,7 @@ from benchmarks.timing import flags, positives, print_result, print_table, ratio
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 IMAGES = {"train": 2000, "t10k": 1000}  # of Fashion-MNIST
-WANDERS = 32 << 20  # more bytes than the peak memory of two alike processes differs by
+NOISE = 32 << 20  # bytes: the peak memory of two alike processes differs by less
 OURS, REFERENCE, DENSE = "ours", "reference", "dense"
 COMMON = "--weights none --device cpu --pad_size 2 --batch_size 32 --density_list 1,0.5,0.2"
 CASES = {
@@ -113,7 +112,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name in ("seconds", "memory")
     }
     weights = 4 * ours[0]["rows"][0]["prunable"]
-    if weights > WANDERS:
+    if weights > NOISE:
         copies = [(run["memory"] - dense["memory"]) / weights for run in ours]
         result["copies_over_dense"] = spread(copies)
     result["accuracy"] = {OURS: accuracies(ours), REFERENCE: accuracies(theirs)}

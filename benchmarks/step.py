@@ -93,7 +93,7 @@ def build_model(network: str, size: int) -> PromptedClassifier:
     return model
 
 
-def scored(model: PromptedClassifier, density: float) -> PromptedClassifier:
+def with_scores(model: PromptedClassifier, density: float) -> PromptedClassifier:
     """A copy with scores and their threshold, for the reference."""
     model = copy.deepcopy(model).train()
     reference.set_threshold(reference.add_scores(model.network), density)
@@ -121,7 +121,7 @@ def dense_steps(
 def search(
     model: PromptedClassifier, pair: Pair, density: float, loop: Iterable[None], steps: int
 ) -> Masks:
-    """Our search: so many steps, handed out by `loop`. Changes the model as the program does."""
+    """Make `steps` steps of our search, at the pace of `loop`; changes the model."""
     data, log, sgd, adam = stage_data(pair, steps), stage_log(loop), Optim(SGD), Optim(ADAM)
     return learn_masks(Search(model, data, density, 1, (PROMPTED, CLEAN), sgd, adam, adam, log))
 
@@ -129,7 +129,7 @@ def search(
 def finetune(
     model: PromptedClassifier, pair: Pair, masks: Masks, loop: Iterable[None], steps: int
 ) -> None:
-    """Our fine-tuning of what the search left: so many steps, handed out by `loop`."""
+    """Make `steps` steps of our fine-tuning after the search, at the pace of `loop`."""
     apply_masks(model.network, masks)
     parts, keeper = (model.network, model.prompt), MaskKeeper(model.network, masks)
     groups = tuple(Group(tuple(part.parameters()), Optim(SGD)) for part in parts)
@@ -141,30 +141,32 @@ def measure(
     model: PromptedClassifier, pair: Pair, density: float, repeats: int, iterations: int
 ) -> list[Seconds]:
     """Seconds an iteration of each contender, in groups that took turns with the dense step."""
-    ours, theirs = copy.deepcopy(model), reference.search(scored(model, density), density)
+    ours = copy.deepcopy(model)
+    their_search = reference.search(with_scores(model, density), density)
     contenders = {
         DENSE: dense_steps(model, pair),
         "search": None,
-        "reference_search": lambda: theirs.iteration(*pair),
+        "reference_search": lambda: their_search.iteration(*pair),
     }
-    searching = Turns(contenders, repeats, iterations)
-    masks = search(ours, pair, density, searching, searching.steps)
-    tuned = reference.finetuning(scored(model, density))
+    search_turns = Turns(contenders, repeats, iterations)
+    masks = search(ours, pair, density, search_turns, search_turns.steps)
+    their_tuning = reference.finetuning(with_scores(model, density))
     contenders = {
         DENSE: dense_steps(model, pair),
         "dense_fused": dense_steps(model, pair, fused=True),
         "finetune": None,
-        "reference_finetune": lambda: tuned.iteration(*pair),
+        "reference_finetune": lambda: their_tuning.iteration(*pair),
     }
-    tuning = Turns(contenders, repeats, iterations)
-    finetune(ours, pair, masks, tuning, tuning.steps)
-    view, masked = Repeated(pair[1], 2), scored(model, density)
+    tuning_turns = Turns(contenders, repeats, iterations)
+    finetune(ours, pair, masks, tuning_turns, tuning_turns.steps)
+    view, theirs = Repeated(pair[1], 2), with_scores(model, density)
     contenders = {
         DENSE: lambda: reference.evaluate(model, view.batches()),
         "eval": lambda: evaluate(ours, view),
-        "reference_eval": lambda: reference.evaluate(masked, view.batches()),
+        "reference_eval": lambda: reference.evaluate(theirs, view.batches()),
     }
-    return [searching.seconds, tuning.seconds, Turns(contenders, repeats, iterations).run()]
+    eval_turns = Turns(contenders, repeats, iterations)
+    return [search_turns.seconds, tuning_turns.seconds, eval_turns.run()]
 
 
 def compare(groups: Sequence[Seconds]) -> tuple[list[dict[str, Any]], dict[str, Ratio]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import reference
-from benchmarks.step import build_model, random_pair, scored, search
+from benchmarks.step import build_model, random_pair, search, with_scores
 from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from pruning.masks import prunable
@@ -31,13 +31,13 @@ def test_the_reference_scores_every_layer_that_we_prune(name: str) -> None:
 def test_the_reference_has_as_many_scores_as_resnet18_has_weights(
     model: PromptedClassifier,
 ) -> None:
-    masks = reference.score_masks(scored(model, DENSITY).network).values()
+    masks = reference.score_masks(with_scores(model, DENSITY).network).values()
     sizes = [mask.scores.numel() for mask in masks]
     assert (len(sizes), sum(sizes)) == (21, 11_678_912)
 
 
 def test_the_search_of_the_reference_is_ours(model: PromptedClassifier) -> None:
-    pair, theirs = random_pair(16, 8), scored(model, DENSITY)
+    pair, theirs = random_pair(16, 8), with_scores(model, DENSITY)
     start, ours = reference.masks(theirs.network), copy.deepcopy(model)
     masks = search(ours, pair, DENSITY, [None] * STEPS, STEPS)
     phase = reference.search(theirs, DENSITY)
