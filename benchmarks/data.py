@@ -10,8 +10,10 @@ without. A turn is an epoch of each. `--files` reads JPEG files instead of an ar
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,11 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import pil
-from benchmarks.flags import Parser, several, whole
-from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
+from benchmarks.reference_run import loader
+from benchmarks.timing import Turns, flags, positive, positives, print_result, print_table, ratios
 from data.cache import resized, room
-from data.images import ArrayImages, FileImages, Images
+from data.images import ArrayImages, FileImages, Part
 from data.transforms import clean_size
 from data.views import Look, View
 
@@ -34,49 +35,43 @@ CPU = torch.device("cpu")
 EPOCHS = {32: 8192, 64: 6144, 224: 1536}
 
 
-def our_view(images: Images, size: int, batch: int, cache_gb: float | None) -> View:
+def clean_view(part: Part, size: int, batch: int, cache_gb: float | None) -> View:
     """The clean view of the program."""
     side = clean_size(size)
-    pixels = resized(images, (side,), room(cache_gb, CPU), workers=2)
+    pixels = resized(part.images, (side,), room(cache_gb, CPU), workers=2)
     look = Look(size, side, batch, CPU, shuffled=True, augmented=True)
-    return View("clean", pixels, pil.no_labels(images), look)
+    return View("clean", pixels, part.labels, look)
 
 
-def random_images(count: int, folder: Path | None) -> Images:
-    """Smooth random images in memory, or as JPEG files in `folder`."""
+def random_part(count: int, folder: Path | None) -> Part:
+    """Smooth random images of one class in memory, or as JPEG files in `folder`."""
     draw = np.random.default_rng(0)
     coarse = torch.from_numpy(draw.random((count, 3, 4, 4), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse, SIDE, mode="bicubic").clamp(0, 1)
-    pixels = (255 * smooth).to(torch.uint8)
+    pixels, labels = (255 * smooth).to(torch.uint8), torch.zeros(count, dtype=torch.int64)
     if folder is None:
-        return ArrayImages(pixels)
+        return Part(ArrayImages(pixels), labels, ("0",))
+    names = np.array([f"{row}.jpg" for row in range(count)], dtype=np.bytes_)
     for row, image in enumerate(pixels):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row}.jpg", quality=90)
-    return FileImages(folder, np.array([f"{row}.jpg" for row in range(count)], dtype=np.bytes_))
+    return Part(FileImages(folder, names), labels, ("0",))
 
 
-def consume(batches: Iterable[object]) -> None:
-    """Take every batch, and let it go."""
-    for _ in batches:
-        pass
-
-
-def compare(images: Images, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(part: Part, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table for one size: images a second, and the ratio to the authors' loader."""
-    labels = pil.no_labels(images)
-    authors = pil.loader(images, labels, pil.augmented(size), args.batch)
-    cached, uncached = (our_view(images, size, args.batch, limit) for limit in (None, 0))
+    authors = loader(part, size, args.batch, augment=True)
+    cached, uncached = (clean_view(part, size, args.batch, limit) for limit in (None, 0))
     contenders = {
-        "authors": lambda: consume(authors),
-        "cached": lambda: consume(cached.batches(0)),
-        "uncached": lambda: consume(uncached.batches(0)),
+        "authors": lambda: deque(authors, maxlen=0),  # takes every batch and lets it go
+        "cached": lambda: deque(cached.batches(0), maxlen=0),
+        "uncached": lambda: deque(uncached.batches(0), maxlen=0),
     }
     seconds = Turns(contenders, args.repeats).run()
     return [
         {
             "size": size,
             "loader": name,
-            "images/s": len(images) / sorted(values)[len(values) // 2],
+            "images/s": len(part.labels) / median(values),
             "/ authors": None if name == "authors" else ratios(seconds["authors"], values),
         }
         for name, values in seconds.items()
@@ -85,32 +80,23 @@ def compare(images: Images, size: int, args: argparse.Namespace) -> list[dict[st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = Parser(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--sizes",
-        type=several(whole(1)),
-        default="32,64,224",
-        help="sides of the batches in pixels",
-    )
-    parser.add_argument("--batch", type=whole(1), default=64, help="images a batch")
-    parser.add_argument("--images", type=whole(0), default=0, help="images an epoch; 0 is by size")
-    parser.add_argument("--repeats", type=whole(1), default=5, help="epochs of each loader")
+    parser = flags(__doc__)
+    parser.add_argument("--sizes", type=positives, default="32,64,224", help="of batches, pixels")
+    parser.add_argument("--batch", type=positive, default=64, help="images a batch")
+    parser.add_argument("--images", type=positive, help="images an epoch (default: by size)")
+    parser.add_argument("--repeats", type=positive, default=5, help="epochs of each loader")
     parser.add_argument("--files", action="store_true", help="JPEG files, not an array")
     args = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             count = args.images or EPOCHS.get(size, 2048)
-            images = random_images(count, Path(folder) if args.files else None)
-            rows += compare(images, size, args)
+            part = random_part(count, Path(folder) if args.files else None)
+            rows += compare(part, size, args)
     print_table(rows)
     rates = {f"{row['loader']}_{row['size']}": round(row["images/s"]) for row in rows}
-    print_result(files=args.files, images_per_second=rates, **found(rows))
-
-
-def found(rows: Sequence[dict[str, Any]]) -> dict[str, Ratio]:
-    """Our rate over the authors', with the cache and without, for each size."""
-    return {f"{row['loader']}_{row['size']}": row["/ authors"] for row in rows if row["/ authors"]}
+    over_authors = {f"{r['loader']}_{r['size']}": r["/ authors"] for r in rows if r["/ authors"]}
+    print_result(files=args.files, images_per_second=rates, **over_authors)
 
 
 if __name__ == "__main__":

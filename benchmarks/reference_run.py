@@ -1,110 +1,130 @@
-"""A whole run as the authors make it: what job.py measures ours by.
+"""A whole run as the authors make it, with the flags of main_vpns.py: job.py measures ours by it.
 
 PIL loaders with two workers, both views decoded in every epoch, the test images measured and a
 full checkpoint written after each epoch. Their plots are left out.
 """
 
 import copy
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple
 
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
-from benchmarks import pil, reference
-from data.load import DataConfig, hold_out
+from benchmarks import reference
+from benchmarks.timing import print_result
+from data.images import FileImages, Part
+from data.load import hold_out
 from data.opening import open_splits
 from models.backbones import build_network
+from models.classifier import PromptedClassifier
+from models.label_map import count_predictions, frequency_mapping
+from program.settings import Config, read_config
+
+Transform = Callable[[Image.Image], Tensor]
 
 
-class Job(Protocol):
-    """The settings of job.py that a run needs."""
+class PilImages(Dataset):
+    """Images as PIL opens them, through a transform, with their labels."""
 
-    network: str
-    dataset: str
-    size: int
-    epochs: int
-    train_images: int
-    pad_size: int
-    batch: int
-    densities: tuple[float, ...]
-    seed: int
-    data: str
-    save_dir: str
+    def __init__(self, part: Part, transform: Transform) -> None:
+        self._images, self._labels = part.images, part.labels.tolist()
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        if isinstance(self._images, FileImages):
+            image = Image.open(self._images.path(row))
+        else:
+            image = transforms.functional.to_pil_image(self._images.pixels[row])
+        return self._transform(image), self._labels[row]
 
 
-@dataclass(frozen=True)
-class Loaders:
-    """The three loaders of a run and the number of classes."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image with three channels."""
+    return image.convert("RGB")
+
+
+def loader(
+    part: Part, size: int, batch: int, shuffle: bool = True, augment: bool = False
+) -> DataLoader:
+    """Batches from two workers, started anew for each epoch; the clean view is augmented."""
+    side = 9 * size // 8 if augment else size
+    cuts = [transforms.RandomCrop(size), transforms.RandomHorizontalFlip()] if augment else []
+    end = [transforms.Lambda(to_rgb), transforms.ToTensor()]
+    transform = transforms.Compose([transforms.Resize((side, side)), *cuts, *end])
+    return DataLoader(PilImages(part, transform), batch, shuffle=shuffle, num_workers=2)
+
+
+class Loaders(NamedTuple):
+    """The views of a run."""
 
     clean: DataLoader
     prompted: DataLoader
     test: DataLoader
-    classes: int
 
 
-def open_loaders(job: Job) -> Loaders:
-    """Loaders over the images that ours would take."""
-    config = DataConfig(job.dataset, job.data, train_images=job.train_images)
-    splits = open_splits(config.dataset, config.data, config.download)
-    train, test = hold_out(splits.train, config)[0], splits.test
-    return Loaders(
-        pil.loader(train.images, train.labels, pil.augmented(job.size), job.batch),
-        pil.loader(train.images, train.labels, pil.plain(job.size), job.batch),
-        pil.loader(test.images, test.labels, pil.plain(job.size), job.batch, shuffle=False),
-        len(train.classes),
+def run(config: Config) -> list[dict[str, float]]:
+    """Make every level; for each its density and its last accuracy, in percent, as `clean`."""
+    data, seed = config.data, config.run.seed
+    splits = open_splits(data.dataset, data.data, data.download)
+    train = hold_out(splits.train, data)[0]
+    loaders = Loaders(
+        loader(train, data.input_size, data.batch_size, augment=True),
+        loader(train, data.input_size, data.batch_size),
+        loader(splits.test, data.input_size, data.batch_size, shuffle=False),
     )
+    network = reference.add_scores(build_network(config.network.network, "none", seed=seed))
+    start, rows = PromptedClassifier(network, config.build_prompt()), []
+    for density in config.levels:
+        model = copy.deepcopy(start)
+        reference.set_threshold(model.network, density)
+        counts = count_predictions(model, loaders.clean, len(train.classes), prompted=True)
+        model.label_map = frequency_mapping(counts)
+        torch.manual_seed(seed)  # counting seeds torch alike for all runs
+        reference.evaluate(model, loaders.test)
+        rows.append({"density": density, "clean": train_level(config, loaders, model, density)})
+    return rows
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Every density; the accuracy after the last epoch of each, in percent."""
-    torch.manual_seed(job.seed)
-    loaders = open_loaders(job)
-    network = reference.add_scores(build_network(job.network, "none", seed=job.seed))
-    mapping = torch.arange(loaders.classes)
-    model = reference.Reference(network, job.size, job.pad_size, mapping)
-    start = copy.deepcopy(model.state_dict())
-    accuracies = {}
-    for level, density in enumerate(job.densities, start=1):
-        model.load_state_dict(start)
-        accuracies[str(density)] = run_level(job, loaders, model, density, f"{level}")
-    prunable = sum(layer.weight.numel() for layer in reference.scored(network).values())
-    return {"accuracies": accuracies, "prunable": prunable}
-
-
-def run_level(
-    job: Job, loaders: Loaders, model: reference.Reference, density: float, level: str
+def train_level(
+    config: Config, loaders: Loaders, model: PromptedClassifier, density: float
 ) -> float:
     """Search and fine-tuning of one density; the last accuracy on the test images."""
     start = copy.deepcopy(model.network.state_dict())
-    reference.set_threshold(model.network, density)
-    model.mapping = reference.frequency_mapping(model, loaders.clean, loaders.classes)
-    reference.evaluate(model, loaders.test)
-    accuracy = 0.0
     for name in ("prune", "best"):
         phase = reference.search(model, density) if name == "prune" else reference.finetuning(model)
-        schedules = [CosineAnnealingLR(o, T_max=job.epochs) for o in (phase.moves, phase.prompt)]
-        for epoch in range(job.epochs):
+        epochs = config.method.epochs
+        schedules = [CosineAnnealingLR(o, T_max=epochs) for o in phase.optimizers]
+        for epoch in range(epochs):
             model.train()
             for prompted, clean in zip(loaders.prompted, loaders.clean, strict=True):
                 phase.iteration(prompted, clean)
             for schedule in schedules:
                 schedule.step()
             accuracy = reference.evaluate(model, loaders.test)
-            torch.save(
-                {
-                    "state_dict": model.network.state_dict(),  # weights and scores
-                    "init_weight": start,
-                    "optimizer": phase.moves.state_dict(),
-                    "vp_optimizer": phase.prompt.state_dict(),
-                    "schedulers": [schedule.state_dict() for schedule in schedules],
-                    "visual_prompt": model.program,
-                    "mapping_sequence": model.mapping,
-                    "ckpt_test_acc": accuracy,
-                    "epoch": epoch,
-                },
-                Path(job.save_dir) / f"{level}{name}.pth",
-            )
+            checkpoint = {
+                "state_dict": model.network.state_dict(),  # weights and scores
+                "init_weight": start,
+                "optimizer": phase.optimizers[0].state_dict(),
+                "vp_optimizer": phase.optimizers[1].state_dict(),
+                "schedulers": [schedule.state_dict() for schedule in schedules],
+                "visual_prompt": model.prompt.program,
+                "mapping_sequence": model.label_map,
+                "ckpt_test_acc": accuracy,
+                "epoch": epoch,
+            }
+            torch.save(checkpoint, Path(config.run.save_dir) / f"{density}{name}.pth")
     return accuracy
+
+
+if __name__ == "__main__":
+    print_result(rows=run(read_config(sys.argv[1:])[0]))

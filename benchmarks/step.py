@@ -1,132 +1,212 @@
 """What a step costs, over two plain dense SGD steps on the same two batches (the paper's unit).
 
     python benchmarks/step.py --network resnet18 --size 32 --batch 32 [--keep_memory]
-    python benchmarks/step.py --profile finetune    # search, finetune or eval, by function
 
 Search, fine-tuning and evaluation are ours, run through the training loop of the program;
 `reference_*` are the same with the authors' arithmetic (reference.py). The unit uses torch's
 default SGD; `dense_fused` is the same with its fused one. Networks have random weights.
 """
 
+import copy
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+import torch.nn.functional as F
 
-from benchmarks import profiling, reference
-from benchmarks.contenders import Batches, Bench, Case
-from benchmarks.flags import Parser, add_keep_memory, share, whole
-from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
+from benchmarks import reference
+from benchmarks.reference import Batch
+from benchmarks.timing import Ratio, Turns, flags, positive, print_result, print_table, ratios
 from models import NETWORKS
+from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
+from models.fit import require_fit
+from program.settings import ADAM, SGD, parse_density
+from prompts.pad import PadPrompt
+from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.measure import evaluate
+from pruning.method import Search
+from pruning.scores import learn_masks
+from pruning.stage import CLEAN, PROMPTED, Group, Stage, nothing
+from pruning.training import run_stage
 from utils.errors import UsageError
 from utils.memory import keep_freed_memory
+from utils.optim import Optim
 
+CLASSES = 10
 DENSE = "dense"
+Pair = list[Batch]  # a prompted batch and a clean one
 Seconds = dict[str, list[float]]
 
 
-def measure(bench: Bench, repeats: int, iterations: int) -> list[Seconds]:
+class Repeated:
+    """A view of one batch that comes `length` times."""
+
+    def __init__(self, batch: Batch, length: int) -> None:
+        self._batches = [batch] * length
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
+        return iter(self._batches[start:])
+
+
+def stage_data(pair: Pair, length: int) -> SimpleNamespace:
+    """The views of a stage of `length` iterations."""
+    prompted, clean = (Repeated(batch, length) for batch in pair)
+    return SimpleNamespace(prompted=prompted, clean=clean, test=clean, val=None)
+
+
+def stage_log(loop: Iterable[None]) -> SimpleNamespace:
+    """The log of a stage whose iterations follow `loop`; records nothing, wants nothing."""
+    calls = ("resume", "answer_stop", "wants_state", "wants_test", "save", "epoch", "add_passes")
+    return SimpleNamespace(
+        key=(7, 0.5),
+        hold=nullcontext,
+        steps=lambda steps, title: (step for step, _ in zip(steps, loop, strict=True)),
+        **dict.fromkeys(calls, nothing),
+    )
+
+
+def random_pair(size: int, batch: int) -> Pair:
+    """Random images (B, 3, size, size) in [0, 1] and labels (B,), twice."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, batch, 3, size, size, generator=draw)
+    labels = torch.randint(0, CLASSES, (2, batch), generator=draw)
+    return list(zip(images, labels, strict=True))
+
+
+def build_model(network: str, size: int) -> PromptedClassifier:
+    """A network of random weights behind a `pad` prompt, its first classes mapped."""
+    prompt = PadPrompt(size, max(1, size // 14))  # 16 of 224
+    model = PromptedClassifier(build_network(network, "none"), prompt)
+    model.label_map = torch.arange(CLASSES)
+    return model
+
+
+def with_scores(model: PromptedClassifier, density: float) -> PromptedClassifier:
+    """A copy with scores and their threshold, for the reference."""
+    model = copy.deepcopy(model).train()
+    reference.set_threshold(reference.add_scores(model.network), density)
+    return model
+
+
+def dense_steps(
+    model: PromptedClassifier, pair: Pair, fused: bool | None = None
+) -> Callable[[], None]:
+    """Two plain SGD steps of a copy, on the batch of either view, without the prompt."""
+    model = copy.deepcopy(model)
+    parameters = model.network.parameters()
+    optimizer = torch.optim.SGD(parameters, fused=fused, **reference.SGD_OPTIONS)
+
+    def two_steps() -> None:
+        for images, labels in pair:
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return two_steps
+
+
+def search(
+    model: PromptedClassifier, pair: Pair, density: float, loop: Iterable[None], steps: int
+) -> Masks:
+    """Make `steps` steps of our search, at the pace of `loop`; changes the model."""
+    data, log, sgd, adam = stage_data(pair, steps), stage_log(loop), Optim(SGD), Optim(ADAM)
+    return learn_masks(Search(model, data, density, 1, (PROMPTED, CLEAN), sgd, adam, adam, log))
+
+
+def finetune(
+    model: PromptedClassifier, pair: Pair, masks: Masks, loop: Iterable[None], steps: int
+) -> None:
+    """Make `steps` steps of our fine-tuning after the search, at the pace of `loop`."""
+    apply_masks(model.network, masks)
+    parts, keeper = (model.network, model.prompt), MaskKeeper(model.network, masks)
+    groups = tuple(Group(tuple(part.parameters()), Optim(SGD)) for part in parts)
+    stage = Stage("finetune", 1, groups, renew=keeper)
+    run_stage(model, stage, stage_data(pair, steps), stage_log(loop))
+
+
+def measure(
+    model: PromptedClassifier, pair: Pair, density: float, repeats: int, iterations: int
+) -> list[Seconds]:
     """Seconds an iteration of each contender, in groups that took turns with the dense step."""
-    searching = Turns(
-        {
-            DENSE: bench.dense(),
-            "search": None,
-            "reference_search": bench.phase(reference.search, bench.case.density),
-        },
-        repeats,
-        iterations,
-    )
-    model, masks = bench.search(searching, searching.steps)
-    tuning = Turns(
-        {
-            DENSE: bench.dense(),
-            "dense_fused": bench.dense(fused=True),
-            "finetune": None,
-            "reference_finetune": bench.phase(reference.finetuning),
-        },
-        repeats,
-        iterations,
-    )
-    bench.finetune(model, masks, tuning, tuning.steps)
-    return [searching.seconds, tuning.seconds, evaluation(bench, model, repeats, iterations)]
-
-
-def evaluation(bench: Bench, model: PromptedClassifier, repeats: int, iterations: int) -> Seconds:
-    """Seconds of an evaluation of two batches, dense, ours and the reference's."""
-    view = Batches(bench.clean, 2)
-    dense, masked = bench.dense_model(), bench.scored()
+    ours = copy.deepcopy(model)
+    their_search = reference.search(with_scores(model, density), density)
     contenders = {
-        DENSE: lambda: reference.evaluate(dense, view.batches()),
-        "eval": lambda: evaluate(model, view),
-        "reference_eval": lambda: reference.evaluate(masked, view.batches()),
+        DENSE: dense_steps(model, pair),
+        "search": None,
+        "reference_search": lambda: their_search.iteration(*pair),
     }
-    return Turns(contenders, repeats, iterations).run()
+    search_turns = Turns(contenders, repeats, iterations)
+    masks = search(ours, pair, density, search_turns, search_turns.steps)
+    their_tuning = reference.finetuning(with_scores(model, density))
+    contenders = {
+        DENSE: dense_steps(model, pair),
+        "dense_fused": dense_steps(model, pair, fused=True),
+        "finetune": None,
+        "reference_finetune": lambda: their_tuning.iteration(*pair),
+    }
+    tuning_turns = Turns(contenders, repeats, iterations)
+    finetune(ours, pair, masks, tuning_turns, tuning_turns.steps)
+    view, theirs = Repeated(pair[1], 2), with_scores(model, density)
+    contenders = {
+        DENSE: lambda: reference.evaluate(model, view.batches()),
+        "eval": lambda: evaluate(ours, view),
+        "reference_eval": lambda: reference.evaluate(theirs, view.batches()),
+    }
+    eval_turns = Turns(contenders, repeats, iterations)
+    return [search_turns.seconds, tuning_turns.seconds, eval_turns.run()]
 
 
 def compare(groups: Sequence[Seconds]) -> tuple[list[dict[str, Any]], dict[str, Ratio]]:
     """Rows of a table, and the ratios over the dense step of the same group."""
-    rows, found = [], {}
+    rows, over_dense = [], {}
     for seconds in groups:
         for name, values in seconds.items():
-            ratio = None
             if name != DENSE:
-                ratio = found[name] = ratios(values, seconds[DENSE])
-            rows.append({"what": name, "ms": 1000 * statistics.median(values), "/ dense": ratio})
-    return rows, found
-
-
-def flags() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__.partition("\n\nSearch")[0])
-    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
-    parser.add_argument("--size", type=whole(3), default=32, help="side of the images in pixels")
-    parser.add_argument("--batch", type=whole(1), default=32, help="images a batch")
-    parser.add_argument("--density", type=share, default=0.2)
-    parser.add_argument("--iterations", type=whole(1), default=4, help="iterations a turn")
-    parser.add_argument("--repeats", type=whole(1), default=9, help="turns of each contender")
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
-    add_keep_memory(parser)
-    parser.add_argument(
-        "--profile",
-        nargs="?",
-        choices=profiling.STEPS,
-        const="search",
-        help="only profile ours, function by function, with the dense step beside it (search)",
-    )
-    return parser
+                over_dense[name] = ratios(values, seconds[DENSE])
+            milliseconds = 1000 * statistics.median(values)
+            rows.append({"what": name, "ms": milliseconds, "/ dense": over_dense.get(name)})
+    return rows, over_dense
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = flags()
+    parser = flags(__doc__)
+    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
+    parser.add_argument("--size", type=positive, default=32, help="side of the images in pixels")
+    parser.add_argument("--batch", type=positive, default=32, help="images a batch")
+    parser.add_argument("--density", type=parse_density, default=0.2)
+    parser.add_argument("--iterations", type=positive, default=4, help="iterations a turn")
+    parser.add_argument("--repeats", type=positive, default=9, help="turns of each contender")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    parser.add_argument(
+        "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.keep_memory:  # from here on, whoever asks for memory
         keep_freed_memory()
-    case = Case(args.network, args.size, args.batch, args.density)
-    said = {**vars(case), "threads": args.threads, "keep_memory": args.keep_memory}
     try:
-        case.require_fit()
-        bench, turns = Bench(case), (args.repeats, args.iterations)
-        if args.profile:
-            whole_steps, functions = profiling.profile(bench, args.profile, *turns)
-            print_table(whole_steps)
-            print()
-            print_table(functions)
-            print_result(**said, profile=args.profile, steps=whole_steps, functions=functions)
-            return
-        rows, found = compare(measure(bench, *turns))
+        build = partial(backbone(args.network).build, CLASSES)
+        require_fit(args.network, build, [args.size], min(args.batch, 2))
     except UsageError as error:
         parser.error(str(error))
+    model, pair = build_model(args.network, args.size), random_pair(args.size, args.batch)
+    rows, over_dense = compare(measure(model, pair, args.density, args.repeats, args.iterations))
     print_table(rows)
-    print_result(**said, **found)
+    print_result(**vars(args), **over_dense)
 
 
 if __name__ == "__main__":

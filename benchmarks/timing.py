@@ -1,45 +1,61 @@
-"""What the benchmarks share: contenders that take turns in one process, a table, a RESULT line."""
+"""Shared by the benchmarks: flags that count, contenders that take turns, tables of ratios."""
 
+import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+Contender = Callable[[], object]
 Ratio = dict[str, float]  # median, min, max
+
+
+def flags(description: str) -> argparse.ArgumentParser:
+    """A parser that shows the description as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def positives(text: str) -> list[int]:
+    """Whole numbers above 0, between commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 class Turns:
     """Contenders that take turns, in one order and then in the other, `repeats` times each.
 
-    Iterate over it to run them. A contender that is None is the loop itself: whenever its turn
-    comes, `iterations` steps are handed out and the time between them is counted as its own. So
-    a training loop can be timed from inside, without its help.
+    Iterate over it to run them, after one turn each to warm up. A contender that is None is the
+    loop itself: in its turns `iterations` steps are handed out, and the time between them is its
+    own. So a training loop is timed from inside, without its help.
     """
 
     def __init__(
-        self,
-        contenders: Mapping[str, Callable[[], object] | None],
-        repeats: int,
-        iterations: int = 1,
-        warm_up: int = 1,
+        self, contenders: Mapping[str, Contender | None], repeats: int, iterations: int = 1
     ) -> None:
-        self._contenders = dict(contenders)
-        self._turns, self._iterations = range(-warm_up, repeats), iterations
-        self.steps = (warm_up + repeats) * iterations  # that each contender makes
-        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        self._contenders, self._repeats, self._iterations = contenders, repeats, iterations
+        self.steps = (1 + repeats) * iterations  # of each contender
+        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}  # an iteration
 
     def __iter__(self) -> Iterator[None]:
         names = list(self._contenders)
-        for turn in self._turns:
+        for turn in range(1 + self._repeats):
             for name in names if turn % 2 else reversed(names):
                 start = time.perf_counter()
                 yield from self._take(self._contenders[name])
-                if turn >= 0:
+                if turn > 0:
                     spent = time.perf_counter() - start
                     self.seconds[name].append(spent / self._iterations)
 
-    def _take(self, contender: Callable[[], object] | None) -> Iterator[None]:
+    def _take(self, contender: Contender | None) -> Iterator[None]:
         for _ in range(self._iterations):
             if contender is None:
                 yield
@@ -47,16 +63,14 @@ class Turns:
                 contender()
 
     def run(self) -> dict[str, list[float]]:
-        """Run contenders none of which is the loop; seconds per iteration, one value a turn."""
-        for _ in self:
-            raise AssertionError("a contender that is None needs a loop around it")
+        """Run contenders none of which is the loop; returns their seconds."""
+        list(self)
         return self.seconds
 
 
 def ratios(seconds: Sequence[float], unit: Sequence[float]) -> Ratio:
     """Median, least and largest ratio of neighbouring measurements."""
-    values = [a / b for a, b in zip(seconds, unit, strict=True)]
-    return spread(values)
+    return spread([a / b for a, b in zip(seconds, unit, strict=True)])
 
 
 def spread(values: Sequence[float]) -> Ratio:
@@ -67,10 +81,10 @@ def spread(values: Sequence[float]) -> Ratio:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows with the same keys as columns; numbers with three digits, ratios as a spread."""
-    texts = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for text in texts:
-        cells = [cell.ljust(width) for cell, width in zip(text, widths, strict=True)]
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         print("  ".join(cells).rstrip())
 
 
@@ -83,5 +97,5 @@ def _cell(value: Any) -> str:
 
 
 def print_result(**values: Any) -> None:
-    """The last line of a benchmark."""
+    """Print the last line of a benchmark."""
     print("RESULT " + json.dumps(values), flush=True)

@@ -1,4 +1,4 @@
-"""What the benchmarks refuse before they measure anything: one line, exit code 2."""
+"""What the benchmarks refuse before they measure anything: an error and exit code 2."""
 
 import gzip
 from pathlib import Path
@@ -6,31 +6,20 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import data, job, scaling, step
+from benchmarks import data, job, step
 
 REFUSED = [
-    (scaling, "--epochs 1", "argument --epochs: 1 is out of range: it must be at least 2"),
-    (scaling, "--repeats 0", "argument --repeats: 0 is out of range: it must be at least 1"),
-    (scaling, "--images 64,0", "argument --images: 0 is out of range"),
-    (scaling, "--images 64,many", "argument --images: 'many' is not an integer"),
-    (scaling, "--networks resnet18,resnet19", "argument --networks: 'resnet19': choose from"),
-    (scaling, "--networks resnet20,vgg16 --size 8", "vgg16 cannot train on images of 8 px"),
-    (scaling, "--plot nowhere/plot.png", "is not a file in a folder that there is"),
-    (scaling, "--plot plot.docx", "'plot.docx' does not end in .png, .pdf, .svg"),
-    (step, "--repeats 0", "argument --repeats: 0 is out of range: it must be at least 1"),
-    (step, "--iterations 0", "argument --iterations: 0 is out of range"),
-    (step, "--threads 0", "argument --threads: 0 is out of range"),
-    (step, "--density 0", "argument --density: 0 is out of range: it must be above 0"),
-    (step, "--density 1.5", "argument --density: 1.5 is out of range"),
+    (step, "--repeats 0", "argument --repeats: '0' is not a whole number above 0"),
+    (step, "--iterations many", "argument --iterations: 'many' is not a whole number above 0"),
+    (step, "--threads -1", "argument --threads: '-1' is not a whole number above 0"),
+    (step, "--density 0", "argument --density: invalid parse_density value: '0'"),
+    (step, "--density 1.5", "argument --density: invalid parse_density value: '1.5'"),
     (step, "--size 32 --batch 1", "resnet18 cannot train on one image of 32 px"),
-    (step, "--profile nothing", "argument --profile: invalid choice: 'nothing'"),
-    (step, "--net resnet20", "unrecognized arguments: --net resnet20"),
-    (data, "--repeats 0", "argument --repeats: 0 is out of range: it must be at least 1"),
-    (data, "--sizes 32,", "argument --sizes: '' is not an integer"),
-    (data, "--batch 0", "argument --batch: 0 is out of range"),
-    (data, "--images -1", "argument --images: -1 is out of range"),
-    (job, "--seeds 7,-1", "argument --seeds: -1 is out of range: it must be at least 0"),
-    (job, "--seeds seven", "argument --seeds: 'seven' is not an integer"),
+    (step, "--network resnet19", "argument --network: invalid choice: 'resnet19'"),
+    (data, "--repeats 0", "argument --repeats: '0' is not a whole number above 0"),
+    (data, "--sizes 32,", "argument --sizes: '' is not a whole number above 0"),
+    (data, "--images 0", "argument --images: '0' is not a whole number above 0"),
+    (job, "--seeds 7,seven", "argument --seeds: 'seven' is not a whole number above 0"),
     (job, "--case c", "argument --case: invalid choice: 'c'"),
 ]
 
@@ -40,8 +29,7 @@ def measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("it went on to measure")
 
-    for module, name in ((scaling, "step_row"), (step, "measure"), (data, "compare"),
-                         (job, "measure"), (step.profiling, "profile")):  # fmt: skip
+    for module, name in ((step, "measure"), (data, "compare"), (job, "measure")):
         monkeypatch.setattr(module, name, fail)
 
 
@@ -51,15 +39,14 @@ def measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     REFUSED,
     ids=[f"{module.__name__.rpartition('.')[2]} {flags}" for module, flags, _ in REFUSED],
 )
-def test_a_value_that_cannot_be_measured_is_refused_in_one_line(
+def test_a_value_that_cannot_be_measured_is_refused(
     benchmark: ModuleType, flags: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
         benchmark.main(flags.split())
     said = capsys.readouterr()
     assert end.value.code == 2 and not said.out
-    (line,) = said.err.splitlines()
-    assert line.startswith("error: ") and message in line
+    assert message in said.err.splitlines()[-1]
 
 
 def test_a_job_names_the_file_that_is_missing(tmp_path: Path) -> None:
@@ -70,7 +57,7 @@ def test_a_job_names_the_file_that_is_missing(tmp_path: Path) -> None:
         job.main(["--data", str(tmp_path)])
 
 
-@pytest.mark.parametrize("benchmark", [step, data, job, scaling])
+@pytest.mark.parametrize("benchmark", [step, data, job])
 def test_help_names_the_flags(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         benchmark.main(["--help"])

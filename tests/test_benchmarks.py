@@ -1,21 +1,25 @@
 """The benchmarks: the reference is the authors' arithmetic, and each command prints its keys."""
 
+import copy
+import gzip
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MemoryLog, TinyData, tiny_model, tiny_network
+from conftest import MemoryLog, TinyData, tiny_model
 from torch import Tensor, nn
 
 from benchmarks import data as data_benchmark
-from benchmarks import job, reference, reference_run, scaling, step
+from benchmarks import job, reference, reference_run, step
 from benchmarks.timing import Turns, print_result, ratios
 from data.picture import decode
+from models.classifier import PromptedClassifier
+from program.settings import read_config
+from prompts.pad import PadPrompt
 from pruning.method import Search
 from pruning.scores import learn_masks
 from utils.optim import Optim, OptimConfig
@@ -38,22 +42,18 @@ class Golden:
         )  # fmt: skip
         start = [name for name in self.file.files if name.startswith("init/")]
         network.load_state_dict({name.removeprefix("init/"): self[name] for name in start})
-        self.model = reference.Reference(
-            reference.add_scores(network), 32, self.meta["pad_size"], self["label_mapping"].long()
-        )
+        prompt = PadPrompt(32, self.meta["pad_size"])
+        self.model = PromptedClassifier(reference.add_scores(network), prompt)
+        self.model.label_map = self["label_mapping"].long()
         with torch.no_grad():
-            self.model.program.copy_(self["prompt/init"])
-        meta = self.meta
-        rates = reference.Rates(
-            meta["score_lr"], meta["prompt_lr_prune"], meta["weight_lr"],
-            meta["prompt_lr_finetune"], meta["weight_decay"], meta["momentum"],
-        )  # fmt: skip
-        self.search_losses = self.train(reference.search(self.model, meta["density"], rates))
-        layers = reference.scored(network)
-        self.scores = {n: layer.popup_scores.detach().clone() for n, layer in layers.items()}
+            prompt.program.copy_(self["prompt/init"])
+        lr = self.meta["score_lr"]
+        self.search_losses = self.train(reference.search(self.model, self.meta["density"], lr))
+        scores = reference.score_masks(network).items()
+        self.scores = {name: mask.scores.detach().clone() for name, mask in scores}
         self.masks = reference.masks(network)
-        self.prompt = self.model.program.detach().clone()
-        self.tune_losses = self.train(reference.finetuning(self.model, rates))
+        self.prompt = prompt.program.detach().clone()
+        self.tune_losses = self.train(reference.finetuning(self.model))
         self.model.eval()
         with torch.no_grad():
             self.logits = self.model(self["data/plain_x"][0] / 255)
@@ -100,7 +100,7 @@ def test_the_reference_reproduces_the_losses(golden: Golden) -> None:
 
 def test_the_reference_reproduces_the_scores(golden: Golden) -> None:
     for name in LAYERS:
-        close(golden.scores[name], golden[f"prune/scores/{name}"])
+        close(golden.scores[f"{name}.weight"], golden[f"prune/scores/{name}"])
 
 
 def test_the_reference_reproduces_the_masks(golden: Golden) -> None:
@@ -117,34 +117,33 @@ def test_the_masks_of_the_reference_are_ours() -> None:
     adam = Optim(OptimConfig("adam", 1e-2, 1e-4, "constant"))
     views, log = ("prompted", "clean"), MemoryLog()
     found = learn_masks(Search(ours, data, 0.3, 1, views, adam, adam, adam, log))
-    network = reference.add_scores(tiny_network())
-    model = reference.Reference(network, 8, 2, ours.label_map).train()
-    phase = reference.search(model, 0.3, reference.Rates(1e-2, 1e-2))
+    model = tiny_model().train()
+    reference.add_scores(model.network)
+    phase = reference.search(model, 0.3, 1e-2)
     key = (*log.key, "search", 0)
     for pair in zip(data.prompted.batches(*key), data.clean.batches(*key), strict=True):
         phase.iteration(*pair)
-    theirs = reference.masks(network)
+    theirs = reference.masks(model.network)
     assert all(torch.equal(found[name], theirs[name]) for name in found)
 
 
-def test_a_scored_layer_keeps_its_bias_and_groups() -> None:
+def test_a_scored_layer_is_the_plain_one_before_it_has_a_threshold() -> None:
     plain = nn.Conv2d(4, 6, 3, padding=1, groups=2)
-    twin = nn.Conv2d(4, 6, 3, padding=1, groups=2)
-    twin.load_state_dict(plain.state_dict())
+    twin = reference.add_scores(copy.deepcopy(plain))
     x = torch.rand(2, 4, 5, 5)
-    torch.testing.assert_close(reference.add_scores(nn.Sequential(twin))(x), plain(x))
+    torch.testing.assert_close(twin(x), plain(x))
 
 
 def test_contenders_take_turns_in_both_orders() -> None:
     calls: list[str] = []
-    turns = Turns({"a": lambda: calls.append("a"), "b": None}, repeats=2, warm_up=0)
+    turns = Turns({"a": lambda: calls.append("a"), "b": None}, repeats=1)
     for _ in turns:
         calls.append("b")
     assert calls == ["b", "a", "a", "b"]
 
 
 def test_a_loop_gets_as_many_steps_as_announced() -> None:
-    turns = Turns({"a": lambda: None, "b": None}, repeats=3, iterations=4, warm_up=2)
+    turns = Turns({"a": lambda: None, "b": None}, repeats=4, iterations=4)
     assert len(list(turns)) == turns.steps == 20
 
 
@@ -182,56 +181,15 @@ def test_the_table_of_the_step_benchmark_has_a_range_for_every_ratio(
     )
 
 
-def test_freed_memory_is_kept_before_any_contender_is_built(
+def test_freed_memory_is_kept_before_anything_is_built(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(step, "keep_freed_memory", lambda: calls.append("kept"))
-    for name in ("dense", "phase", "search", "finetune", "scored", "dense_model"):
-        noted = noting(calls, name, getattr(step.Bench, name))
-        monkeypatch.setattr(step.Bench, name, noted)
+    build = step.build_model
+    monkeypatch.setattr(step, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(step, "build_model", lambda *of: calls.append("build") or build(*of))
     step.main([*TINY_STEP, "--keep_memory"])
-    assert calls[0] == "kept" and calls.count("kept") == 1
-    assert {"dense", "phase", "search", "finetune", "scored", "dense_model"} <= set(calls)
-    assert result(capsys)["keep_memory"] is True
-
-
-def noting(calls: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose calls are noted."""
-
-    def noted(*args: Any, **options: Any) -> Any:
-        calls.append(name)
-        return function(*args, **options)
-
-    return noted
-
-
-@pytest.mark.parametrize(
-    ("flags", "what", "of_ours", "beside"),
-    [
-        (["--profile"], "search", "pruning/scores.py: renew", "dense step"),
-        (["--profile", "search"], "search", "pruning/scores.py: renew", "dense step"),
-        (["--profile", "finetune"], "finetune", "pruning/training.py: half_step", "dense step"),
-        (["--profile", "eval"], "eval", "pruning/measure.py: evaluate", "dense forward"),
-    ],
-    ids=["bare", "search", "finetune", "eval"],
-)
-def test_the_profile_names_functions_of_ours_beside_the_dense_step(
-    flags: list[str], what: str, of_ours: str, beside: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    step.main([*TINY_STEP, *flags])
-    found = result(capsys)
-    functions = {row["function"] for row in found["functions"]}
-    assert found["profile"] == what and of_ours in functions
-    assert any("backward" in name for name in functions) == (what != "eval")
-    whole = {row["what"]: row["ms a batch"] for row in found["steps"]}
-    assert list(whole)[0].startswith(what) and whole[beside] > 0
-
-
-def test_the_profile_sees_no_dense_step(capsys: pytest.CaptureFixture[str]) -> None:
-    step.main([*TINY_STEP, "--profile"])
-    functions = " ".join(row["function"] for row in result(capsys)["functions"])
-    assert "_fused_adam_" in functions and "sgd" not in functions
+    assert calls == ["keep", "build"] and result(capsys)["keep_memory"] is True
 
 
 def test_the_data_benchmark_prints_ratios_with_and_without_cache(
@@ -243,42 +201,40 @@ def test_the_data_benchmark_prints_ratios_with_and_without_cache(
 
 
 def test_both_loaders_show_the_same_file(tmp_path: Path) -> None:
-    images = data_benchmark.random_images(1, tmp_path)
-    loader = data_benchmark.pil.loader(
-        images, torch.tensor([3]), data_benchmark.pil.plain(32), 1, shuffle=False
-    )
-    pixels, label = loader.dataset[0]
-    assert torch.equal(pixels, decode(images.path(0)) / 255) and label == 3
+    part = data_benchmark.random_part(1, tmp_path)
+    pixels, label = reference_run.loader(part, 32, 1, shuffle=False).dataset[0]
+    assert torch.equal(pixels, decode(part.images.path(0)) / 255) and label == 0
 
 
 def test_the_reference_run_writes_a_checkpoint_of_each_stage(tmp_path: Path) -> None:
-    settings = job.Job("resnet20", "digits", 8, 1, 32, 360, pad_size=1, densities=(0.5,),
-                       save_dir=str(tmp_path))  # fmt: skip
-    found = reference_run.run(settings)
-    assert {path.name for path in tmp_path.iterdir()} == {"1prune.pth", "1best.pth"}
-    assert 0 <= found["accuracies"]["0.5"] <= 100
+    small = ["--input_size", "8", "--output_size", "8", "--train_images", "32"]
+    words = [*job.COMMON.split(), *job.CASES["b"].split(), *job.QUICK.split(), *small]
+    config, _ = read_config([*words, "--save_dir", str(tmp_path)])
+    (row,) = reference_run.run(config)
+    assert {path.name for path in tmp_path.iterdir()} == {"0.2prune.pth", "0.2best.pth"}
+    assert row["density"] == 0.2 and 0 <= row["clean"] <= 100
 
 
 def finished_runs(prunable: int) -> list[dict[str, Any]]:
     """Runs of a network with so many weights, whose search needs four copies more than dense."""
 
     def run(kind: str, seed: int, seconds: float, copies: int) -> dict[str, Any]:
+        rows = [{"density": 0.2, "clean": 50.0 + seed, "prunable": prunable}]
         return {"run": kind, "seed": seed, "seconds": seconds, "memory": 4 * prunable * copies,
-                "written": 10, "imports": 1.0, "prunable": prunable,
-                "accuracies": {"0.2": 50.0 + seed}}  # fmt: skip
+                "rows": rows}  # fmt: skip
 
     return [run("ours", 1, 2, 8), run("reference", 1, 6, 16), run("reference", 2, 8, 16),
             run("ours", 2, 4, 8), run("dense", 1, 1, 4)]  # fmt: skip
 
 
 def test_the_job_summary_has_ratios_copies_and_accuracies() -> None:
-    found = job.summary(finished_runs(11_678_912))
-    assert found["seconds"] == {"median": 2.5, "min": 2, "max": 3}
-    assert found["copies_over_dense"]["median"] == 4
-    assert found["accuracy"] == {"ours": {"0.2": 51.5}, "reference": {"0.2": 51.5}}
+    summary = job.summary(finished_runs(11_678_912))
+    assert summary["seconds"] == {"median": 2.5, "min": 2, "max": 3}
+    assert summary["copies_over_dense"]["median"] == 4
+    assert summary["accuracy"] == {"ours": {"0.2": 51.5}, "reference": {"0.2": 51.5}}
 
 
-def test_copies_are_left_out_where_they_are_lost_in_what_memory_wanders_by() -> None:
+def test_copies_are_left_out_where_they_are_lost_in_the_noise() -> None:
     assert "copies_over_dense" not in job.summary(finished_runs(268_336))
 
 
@@ -286,7 +242,7 @@ def test_a_job_says_on_stderr_what_it_runs_and_how_long_it_took(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = iter(finished_runs(268_336))
-    monkeypatch.setattr(job, "run_child", lambda *_: next(runs))
+    monkeypatch.setattr(job, "run_once", lambda *_: next(runs))
     job.main(["--case", "b", "--seeds", "1,2"])
     said = capsys.readouterr()
     assert said.err.splitlines()[:4] == [
@@ -296,7 +252,6 @@ def test_a_job_says_on_stderr_what_it_runs_and_how_long_it_took(
         "case b, run 2 of 5: reference, seed 1: 6.0 s",
     ]
     assert len(said.err.splitlines()) == 10
-    assert "copies_over_dense is left out" in said.out and "copies" not in said.out.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -306,24 +261,21 @@ def test_a_quick_job_measures_three_processes(capsys: pytest.CaptureFixture[str]
     assert set(found["seconds"]) == set(found["memory"]) == RATIO
 
 
-def test_the_flags_of_a_job_are_flags_of_the_program() -> None:
-    from program.settings import read_config
-
-    config, _ = read_config(job.CASES["b"].flags())
-    assert config.levels == (0.5, 0.2) and config.data.input_size == 16
-
-
-def test_a_slope_is_an_exponent() -> None:
-    rows = [{"n": n, "t": 3 * n**1.5} for n in (1, 10, 100)]
-    assert scaling.slope(rows, "n", "t") == 1.5
+@pytest.mark.parametrize("case", job.CASES)
+def test_the_flags_of_a_job_are_flags_of_the_program(case: str) -> None:
+    config, _ = read_config([*job.COMMON.split(), *job.CASES[case].split()])
+    assert config.levels == (0.5, 0.2) and config.data.input_size == config.prompt.output_size
 
 
-def test_scaling_prints_slopes_and_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plot = tmp_path / "plot.png"
-    scaling.main(
-        ["--networks", "resnet20", "--size", "8", "--batch", "4", "--repeats", "1",
-         "--images", "64,128", "--epochs", "2", "--plot", str(plot)]
-    )  # fmt: skip
-    assert "epoch" in result(capsys)["slopes"] and plot.stat().st_size > 0
+def test_a_job_cuts_the_first_images_of_fashion_mnist(tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    for split, count in job.IMAGES.items():
+        for kind, head, item in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+            content = bytes(head) + bytes(range(1, 251)) * ((count + 9) * item // 250 + 1)
+            with gzip.open(tmp_path / f"{split}-{kind}-ubyte.gz", "wb", compresslevel=1) as file:
+                file.write(content)
+    job.cut_fashion_mnist(tmp_path, tmp_path / "cut")
+    labels = (tmp_path / "cut" / "t10k-labels-idx1-ubyte").read_bytes()
+    assert labels[4:8] == (1000).to_bytes(4, "big") and len(labels) == 8 + 1000
+    images = (tmp_path / "cut" / "train-images-idx3-ubyte").read_bytes()
+    assert images[4:8] == (2000).to_bytes(4, "big") and len(images) == 16 + 2000 * 784
