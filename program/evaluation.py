@@ -14,7 +14,7 @@ from models.artifact import masks_of, restore
 from models.backbones import NETWORKS, backbone
 from models.foreign import ForeignPrompt, read_authors
 from models.zoo import ZOO, fetch
-from program.settings import Config, complete
+from program.settings import Config, complete, model_flags
 from prompts import Sizes, build_prompt
 from pruning.masks import (
     Masks,
@@ -26,7 +26,6 @@ from pruning.masks import (
     total_count,
 )
 from pruning.measure import evaluate
-from runfolder.identity import model_flags
 from utils.config import check_flags, flatten, replace_flags
 from utils.errors import UsageError
 from utils.model_file import read_meta

@@ -1,32 +1,33 @@
-"""Which folder a run has, and which results it may share with others."""
+"""Which folder a run has, how runs differ, and which results they may share."""
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data import SPECS
 from models.backbones import weights_file
-from program.settings import Config, complete
+from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
-from runfolder.identity import (
-    NOT_IDENTITY,
-    config_hash,
-    identity,
-    nearest,
-    resumed_folder,
-    set_aside,
-)
-from utils.config import flatten, replace_flags
-from utils.errors import VPNsError
-from utils.files import sha256_file
+from runfolder.run import lock
+from utils.config import flatten, not_one_of, replace_flags
+from utils.errors import UsageError, VPNsError
+from utils.files import read_object, sha256_file
+
+Flags = Mapping[str, Any]
 
 
 def run_folder(config: Config) -> Path:
-    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names."""
-    flags = flatten(config)
+    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names.
+
+    The hash is of the flags that change numbers and differ from their defaults.
+    """
+    flags, defaults = flatten(config), default_flags(config)
     if config.run.resume not in ("auto", "none"):
-        return resumed_folder(config.run.resume, flags, default_flags(config))
-    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
-    chosen = identity(flags, default_flags(config))
+        return resumed_folder(config.run.resume, flags, defaults)
+    chosen = {n: v for n, v in flags.items() if n not in NOT_IDENTITY and v != defaults[n]}
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
     if SPECS[config.data.dataset].classes is None:
@@ -35,9 +36,17 @@ def run_folder(config: Config) -> Path:
     for source in ("init_mask", "init_from", *(() if named else ("weights",))):
         if chosen.get(source):
             chosen[source] = content_of(Path(chosen[source]).expanduser())
-    digest = config_hash(chosen)
+    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
-    return parent / f"seed{config.run.seed}-{digest}"
+    return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
+
+
+def default_flags(config: Config) -> dict[str, Any]:
+    """The completed defaults for the same network, dataset and method."""
+    flags = flatten(config)
+    same = {name: flags[name] for name in ("network", "dataset", "prune_method")}
+    # These three count as chosen, so that they are part of what makes a run itself.
+    return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
 
 
 def content_of(path: Path) -> str:
@@ -45,6 +54,23 @@ def content_of(path: Path) -> str:
     if not path.is_file():
         raise VPNsError(f"{path} does not exist")
     return sha256_file(path)
+
+
+def config_hash(chosen: Flags) -> str:
+    """8 hex digits of a hash of the flags."""
+    text = json.dumps(chosen, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def changes(before: Flags, now: Flags) -> list[str]:
+    """The flags in which two runs differ, each as `name old -> new`."""
+    names = sorted({*before, *now} - NOT_IDENTITY)
+    pairs = [(name, before.get(name), now.get(name)) for name in names]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs if _plain(old) != _plain(new)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def announce(config: Config, folder: Path) -> None:
@@ -61,12 +87,57 @@ def announce(config: Config, folder: Path) -> None:
         print(f"note: {line}")
 
 
-def default_flags(config: Config) -> dict[str, Any]:
-    """The completed defaults for the same network, dataset and method."""
-    flags = flatten(config)
-    same = {name: flags[name] for name in ("network", "dataset", "prune_method")}
-    # These three count as chosen, so that they are part of what makes a run itself.
-    return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
+def set_aside(folder: Path) -> Path | None:
+    """Rename an existing run folder, so that a new run starts afresh and nothing is deleted.
+
+    Raises VPNsError when another process works in it.
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    with lock(folder / "run.lock"):
+        os.rename(folder, aside)
+    return aside
+
+
+def nearest(folder: Path, flags: Flags, defaults: Flags) -> str | None:
+    """A line on the sibling run of the same seed with the fewest other flags, if there is one.
+
+    A flag that is younger than a run has its default there.
+    """
+    seed = folder.name.split("-")[0]
+    siblings = []
+    for path in folder.parent.glob(f"{seed}-*/config.json"):
+        changed = changes({**defaults, **read_object(path)}, flags)
+        if path.parent != folder and changed:
+            siblings.append((len(changed), ", ".join(changed), path.parent.name))
+    if not siblings:
+        return None
+    _, changed, name = min(siblings)
+    return f"a new run; the nearest one, {name}, differs in: {changed}"
+
+
+def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
+    """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
+
+    A flag that is younger than the run has its default there.
+    Raises UsageError when there is no run, or it ran with other hyper-parameters.
+    """
+    start = Path(path)
+    for folder in (start, *start.parents[:2]):
+        before = read_object(folder / "config.json")
+        if before:
+            before = {**defaults, **before}
+            seeds = [f"seed {before['seed']} -> {flags['seed']}"]
+            changed = (seeds if before["seed"] != flags["seed"] else []) + changes(before, flags)
+            if changed:
+                listed = ", ".join(changed)
+                raise UsageError(f"{folder} ran with other hyper-parameters: {listed}")
+            return folder
+    near = not_one_of(path, ("auto", "none"), " or the path of a run folder")
+    raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")
 
 
 def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:

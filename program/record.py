@@ -6,11 +6,10 @@ from torch import Tensor
 
 from models import PromptedClassifier
 from models.artifact import export, masks_of
-from program.settings import Config
+from program.settings import Config, model_flags
 from pruning import METHODS
 from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
-from runfolder.identity import model_flags
 from runfolder.level import Level
 from runfolder.plots import draw_run
 from runfolder.run import Run
