@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data import SPECS
+from data import SPECS, Data
 from models.backbones import weights_file
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
+from runfolder.level import Level
 from runfolder.run import lock
+from runfolder.shared import Shared
+from runfolder.stage_log import require_progress
+from runfolder.states import States
 from utils.config import flatten, not_one_of, replace_flags
 from utils.errors import UsageError, VPNsError
 from utils.files import read_object, sha256_file
+from utils.tensors import SUFFIXES, read_tensors, understood
 
 Flags = Mapping[str, Any]
 
@@ -140,12 +145,38 @@ def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
     raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")
 
 
+def check_resumed(resume: str, folder: Path) -> None:
+    """Read what `--resume PATH` names: a file of the run, or with its folder the newest states.
+
+    Only `--resume auto` passes a damaged state over for the one before. Raises VPNsError for such
+    a state, UsageError for a state that the run would not go on from.
+    """
+    if resume in ("auto", "none"):
+        return
+    path = Path(resume)
+    newest = [state for level in folder.glob("d*") if (state := States(level).newest_path())]
+    for file in [path] if path.suffix in SUFFIXES else newest:
+        tensors = read_tensors(file)
+        if file.suffix != ".safetensors":
+            with understood(file):
+                require_progress(tensors)
+    if path.suffix in (".pt", ".pth") and path.resolve() not in [p.resolve() for p in newest]:
+        names = ", ".join(f"{p.parent.name}/{p.name}" for p in newest) or "no state"
+        raise UsageError(f"{path} is not where {folder} would go on, which has {names}")
+
+
+def shared(config: Config, level: Level, data: Data) -> Shared:
+    """The results that the runs of an experiment share, such as the dense network of OMP."""
+    folder = level.run.folder.parents[1] / "shared"
+    return Shared(folder, shared_settings(config, data.fingerprint), level.log, level.folder)
+
+
 def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
     """What a training phase of the weights in the search depends on, whatever the method.
 
     Beside the model that it starts from and its first label mapping.
     """
-    own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
+    own = ["prune_method", "prune_mode", "init_mask", "init_from", "post_prompt"]
     own += ["min_layer_density"]
     own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
     prompted, remapped = config.prompted.search, config.maps_each_epoch and config.maps_with_prompt
