@@ -120,23 +120,20 @@ def find_masks(
     level.log.begin("search")
     before, tested = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
+    remap = partial(mapping.remap, model)
     search = Search(
-        model,
-        data,
-        level.density,
-        config.method.epochs,
-        views=config.views.search,
+        model, data, level.density, config.method.epochs, config.views.search,
         weight_optim=config.optim("weight"),
         score_optim=config.optim("score"),
         prompt_optim=config.optim("score_vp"),
         log=level.log,
-        remap=partial(mapping.remap, model),
-        before_epoch=partial(mapping.remap, model) if config.maps_each_epoch else nothing,
+        remap=remap,
+        before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
         once=shared(config, level, data).once,
         floor=config.method.min_layer_density,
         tested=tested.append,
-    )
+    )  # fmt: skip
     masks = find(search)
     test = (tested and tested[-1]) or evaluate(model, data.test)
     level.note_layers(layer_densities(masks))
@@ -170,8 +167,7 @@ def post_prompting(
     BatchNorm stays in eval mode and the weights are frozen. Without fine-tuning the labels are
     mapped anew before each epoch. Changes the model: its prompt starts afresh.
     """
-    with torch.no_grad():
-        model.prompt.program.zero_()
+    torch.nn.init.zeros_(model.prompt.program)
     return Stage(
         name="post_prompt",
         epochs=config.method.epochs,
@@ -198,11 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_data(config)
             stop.ignore()
             return 0
-        if config.run.evaluate:
-            device = choose_device(config.run.device, config.run.gpu)
-            result = evaluate_checkpoint(config, typed, device)
-        else:
-            result = run(config, stop)
+        result = evaluate_checkpoint(config, typed) if config.run.evaluate else run(config, stop)
         stop.ignore()
         print("RESULT " + json.dumps(result))
         return 0

@@ -85,10 +85,7 @@ def announce(config: Config, folder: Path) -> None:
         print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
         print(f"note: the earlier run is now {aside}")
-    if folder.exists():
-        return
-    line = nearest(folder, flatten(config), default_flags(config))
-    if line:
+    if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):
         print(f"note: {line}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from data import SPECS, DataConfig
@@ -174,9 +175,7 @@ class Config:
     def sizes(self) -> Sizes:
         """Image, canvas and prompt sizes of a completed config, in pixels."""
         prompt = self.prompt
-        return Sizes(
-            self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size
-        )
+        return Sizes(self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size)
 
     @property
     def measured_batch(self) -> int:
@@ -214,8 +213,8 @@ class Config:
     @property
     def finetunes(self) -> bool:
         """Whether the weights are trained after the search."""
-        method = METHODS[self.method.prune_method]
-        return method.finetunes and self.method.post_prompt != "zeroshot"
+        finetunes = METHODS[self.method.prune_method].finetunes
+        return finetunes and self.method.post_prompt != "zeroshot"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -229,10 +228,9 @@ class Config:
     @property
     def ignored(self) -> tuple[float, ...]:
         """The densities that were asked for and that the method does not make."""
-        listed = self.method.density_list
-        if METHODS[self.method.prune_method].only_density is None or listed == DENSITIES:
-            return ()
-        return tuple(density for density in listed if density not in self.levels)
+        asked = self.method.density_list
+        only = METHODS[self.method.prune_method].only_density
+        return () if only is None or asked == DENSITIES else tuple(d for d in asked if d != only)
 
     def build_prompt(self) -> VisualPrompt | None:
         """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
@@ -270,41 +268,34 @@ def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
     """What the chosen preset sets; typed flags stay."""
     if config.method.preset == "none":
         return {}
-    prompted = any(complete(config).prompted)
     names = (config.network.network, config.data.dataset, config.method.prune_method)
-    values = paper_preset(*names, prompted)
+    values = paper_preset(*names, any(complete(config).prompted))
     return {name: value for name, value in values.items() if name not in typed}
 
 
 def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
-    if METHODS[config.method.prune_method].chained:
-        check_falling(config)
-    if config.method.min_layer_density > min(config.levels):
+    method, levels = config.method, config.levels
+    falling = all(before > after for before, after in pairwise(levels))
+    if METHODS[method.prune_method].chained and not falling:
         raise UsageError(
-            f"--min_layer_density {config.method.min_layer_density:g} is above density "
-            f"{min(config.levels):g}: no mask can keep so much of every layer"
-        )
-    if config.method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
-        raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
-    if config.method.init_from == "" and config.method.init_mask is None:
-        raise UsageError("--init_from needs a file: --init_from PATH")
-    config.build_prompt()
-    row, spec = backbone(config.network.network), SPECS[config.data.dataset]
-    weights, classes = config.network.weights, spec.classes
-    named = weights_file(config.network.network, weights) is None
-    if classes and named:
-        check_classes(row.source_classes, classes, config.method.label_mapping_mode)
-
-
-def check_falling(config: Config) -> None:
-    """Raises UsageError unless each density of a chained method is below the one before."""
-    levels = config.levels
-    if any(after >= before for before, after in zip(levels, levels[1:], strict=False)):
-        raise UsageError(
-            f"{config.method.prune_method} goes from each density to the next: "
+            f"{method.prune_method} goes from each density to the next: "
             "list them from the highest to the lowest"
         )
+    if method.min_layer_density > min(levels):
+        raise UsageError(
+            f"--min_layer_density {method.min_layer_density:g} is above density "
+            f"{min(levels):g}: no mask can keep so much of every layer"
+        )
+    if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
+        raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
+    if method.init_from == "" and method.init_mask is None:
+        raise UsageError("--init_from needs a file: --init_from PATH")
+    config.build_prompt()
+    name, classes = config.network.network, SPECS[config.data.dataset].classes
+    named = weights_file(name, config.network.weights) is None
+    if classes and named:
+        check_classes(backbone(name).source_classes, classes, method.label_mapping_mode)
 
 
 def check_classes(sources: int, classes: int, mapping: str) -> None:
