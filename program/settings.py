@@ -1,4 +1,4 @@
-"""Every flag of the program, completed from the registries, checked, and shown as a plan."""
+"""Every flag of the program, completed from the registries and checked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,6 @@ DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask to
 
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
-
 
 IN_RANGE = "it must be in (0, 1]"
 
