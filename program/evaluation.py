@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from data import load_data
-from models import PromptedClassifier, build_network
+from models import PromptedClassifier
 from models.artifact import masks_of, restore
 from models.backbones import NETWORKS, backbone
 from models.foreign import ForeignPrompt, read_authors
 from models.zoo import ZOO, fetch
-from program.settings import Config, complete
+from program.model import classifier
+from program.record import percent
+from program.settings import Config, complete, model_flags
 from prompts import Sizes, build_prompt
 from pruning.masks import (
     Masks,
@@ -26,8 +28,8 @@ from pruning.masks import (
     total_count,
 )
 from pruning.measure import evaluate
-from runfolder.identity import model_flags
 from utils.config import check_flags, flatten, replace_flags
+from utils.device import choose_device
 from utils.errors import UsageError
 from utils.model_file import read_meta
 from utils.tensors import read_tensors, understood
@@ -48,13 +50,13 @@ class Checkpoint:
     ours: bool = True
 
 
-def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -> dict[str, Any]:
+def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     """Clean and prompted accuracy, real sparsity and number of images of a checkpoint.
 
     Flags that were typed win over those in the file. Raises VPNsError for a file that cannot be
     had, read or understood, DataError for missing data.
     """
-    source = config.run.evaluate
+    device, source = choose_device(config.run.device, config.run.gpu), config.run.evaluate
     path = fetch(source)
     chosen = {name: value for name, value in flatten(config).items() if name in typed}
     entry = ZOO.get(source)
@@ -73,14 +75,14 @@ def evaluate_checkpoint(config: Config, typed: set[str], device: torch.device) -
             f"{len(data.classes)}: name its dataset with --dataset"
         )
     clean = evaluate(model, data.test)
-    prompted = None if model.prompt is None else evaluate(model, data.test, prompted=True)
+    prompted = model.prompt and evaluate(model, data.test, prompted=True)
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     return {
         "checkpoint": str(path),
         "network": config.network.network,
         "dataset": config.data.dataset,
-        "clean": round(clean.accuracy, 4),
-        "prompted": prompted and round(prompted.accuracy, 4),
+        "clean": percent(clean),
+        "prompted": percent(prompted),
         "claimed": checkpoint.claimed,
         "kept": kept,
         "prunable": total,
@@ -95,27 +97,28 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
     tensors = read_tensors(path)
     with understood(path):
         if path.suffix == ".safetensors":
-            found = _read_model(tensors, read_meta(path))
+            checkpoint = _read_model(tensors, read_meta(path))
         elif {"stage", "tensors", "config"} <= tensors.keys():
-            found = _read_state(tensors)
+            checkpoint = _read_state(tensors)
         else:
-            found = _read_authors(path, tensors, flags)
-        backbone(found.flags["network"])
-        found.model.check_map()
-    _check_typed(path, found, flags)
-    return found
+            checkpoint = _read_authors(path, tensors, flags)
+        backbone(checkpoint.flags["network"])
+        checkpoint.model.check_map()
+    _check_typed(path, checkpoint, flags)
+    return checkpoint
 
 
-def _check_typed(path: Path, found: Checkpoint, flags: Mapping[str, Any]) -> None:
+def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -> None:
     """Raises UsageError when the file holds another network or density than was typed.
 
     The authors' ties are pruned, so that their files may keep fewer than a density says.
     """
-    network, density = found.flags["network"], flags.get("density")
+    network, density = checkpoint.flags["network"], flags.get("density")
     if flags.get("network", network) != network:
         raise UsageError(f"{path} holds a {network}, not a {flags['network']}: drop --network")
-    kept, total = kept_count(found.masks), total_count(found.masks)
-    if found.ours and density is not None and kept != total - pruned_count(total, density):
+    kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
+    exact = checkpoint.ours and density is not None
+    if exact and kept != total - pruned_count(total, density):
         raise UsageError(
             f"{path} keeps {kept:,} of {total:,} weights, which is not density {density:g}: drop "
             "--density"
@@ -127,8 +130,8 @@ def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Check
     sizes, program = Sizes(**meta["sizes"]), meta["program"]
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
-    kind = "none" if program is None else meta["prompt"]
-    model = _classifier(meta["network"], head, kind, sizes)
+    prompt = None if program is None else build_prompt(meta["prompt"], sizes)
+    model = classifier(meta["network"], "none", head, prompt)
     restore(model, tensors, meta)
     claimed = meta.get("result", {}).get("clean")
     flags = _known_flags(model_flags(meta["config"]))
@@ -138,20 +141,17 @@ def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Check
 def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     """A training state: the named tensors over the source weights, masked by the scores if any."""
     flags = _known_flags(state["config"])
-    config = replace_flags(Config(), flags)
-    values = dict(state["tensors"])
+    config, values = replace_flags(Config(), flags), dict(state["tensors"])
     scores, theta = values.pop("scores", None), values.pop("theta", None)
     mapped = values.pop("label_map", None)
     if "prompt.program" in values:
         _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
-    row = backbone(config.network.network)
     source = config.network.weights if theta is None and scores is not None else "none"
-    head = _state_head(config, values, scores)
-    network = build_network(config.network.network, source, head, config.run.seed)
-    model = PromptedClassifier(network, config.build_prompt(), row.mean, row.std)
+    head, prompt = _state_head(config, values, scores), config.build_prompt()
+    model = classifier(config.network.network, source, head, prompt, config.run.seed)
     model.load_state_dict(values, strict=False)
     model.label_map = mapped
-    weights = prunable(network)
+    weights = prunable(model.network)
     if theta is not None:  # BiP's dense weights, which its search trains beside the network
         for name, part in _parts(theta, weights).items():
             weights[name].data.copy_(part)
@@ -159,7 +159,7 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
         return Checkpoint(model, {name: weight != 0 for name, weight in weights.items()}, flags)
     floor = config.method.min_layer_density
     masks = keep_top(_parts(scores.abs(), weights), state["density"], floor)
-    apply_masks(network, masks)
+    apply_masks(model.network, masks)
     return Checkpoint(model, masks, flags)
 
 
@@ -199,16 +199,16 @@ def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) ->
     foreign = read_authors(path, prunable, flags.get("density"), file)
     if "dataset" not in flags:
         raise UsageError(f"{path} does not say its dataset: name it with --dataset")
-    shown = _prompt_flags(foreign.prompt)
-    config = complete(replace_flags(Config(), {"network": foreign.network} | shown))
-    model = _classifier(foreign.network, None, config.prompt.prompt_method, config.sizes)
+    flags = {"network": foreign.network}
+    config = complete(replace_flags(Config(), flags | _prompt_flags(foreign.prompt)))
+    prompt = build_prompt(config.prompt.prompt_method, config.sizes)
+    model = classifier(foreign.network, "none", None, prompt)
     model.network.load_state_dict(foreign.state_dict)
     if model.prompt is not None:
         with torch.no_grad():
             model.prompt.program.copy_(foreign.prompt.program)
     model.label_map = foreign.label_map
     claimed = None if foreign.claimed_accuracy is None else 100 * foreign.claimed_accuracy
-    flags = {"network": foreign.network}
     return Checkpoint(model, foreign.masks, flags, claimed, foreign.notes, ours=False)
 
 
@@ -221,18 +221,12 @@ def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:
     return known | ({size: prompt.size} if size else {})
 
 
-def _classifier(name: str, head: int | None, kind: str, sizes: Sizes) -> PromptedClassifier:
-    row = backbone(name)
-    network = build_network(name, "none", head)
-    return PromptedClassifier(network, build_prompt(kind, sizes), row.mean, row.std)
-
-
 def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags of a file that this version has; lists come back as tuples.
 
     Raises ValueError for a value that could not have been typed.
     """
-    own = flatten(Config())
-    found = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in own}
-    check_flags(Config(), found)
-    return found
+    names = flatten(Config())
+    known = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in names}
+    check_flags(Config(), known)
+    return known

@@ -1,32 +1,38 @@
-"""Which folder a run has, and which results it may share with others."""
+"""Which folder a run has, how runs differ, and which results they may share."""
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data import SPECS
+from data import SPECS, Data
 from models.backbones import weights_file
-from program.settings import Config, complete
+from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
-from runfolder.identity import (
-    NOT_IDENTITY,
-    config_hash,
-    identity,
-    nearest,
-    resumed_folder,
-    set_aside,
-)
-from utils.config import flatten, replace_flags
-from utils.errors import VPNsError
-from utils.files import sha256_file
+from runfolder.level import Level
+from runfolder.run import lock
+from runfolder.shared import Shared
+from runfolder.stage_log import require_progress
+from runfolder.states import States
+from utils.config import flatten, not_one_of, replace_flags
+from utils.errors import UsageError, VPNsError
+from utils.files import read_object, sha256_file
+from utils.tensors import SUFFIXES, read_tensors, understood
+
+Flags = Mapping[str, Any]
 
 
 def run_folder(config: Config) -> Path:
-    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names."""
-    flags = flatten(config)
+    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names.
+
+    The hash is of the flags that change numbers and differ from their defaults.
+    """
+    flags, defaults = flatten(config), default_flags(config)
     if config.run.resume not in ("auto", "none"):
-        return resumed_folder(config.run.resume, flags, default_flags(config))
-    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
-    chosen = identity(flags, default_flags(config))
+        return resumed_folder(config.run.resume, flags, defaults)
+    chosen = {n: v for n, v in flags.items() if n not in NOT_IDENTITY and v != defaults[n]}
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
     if SPECS[config.data.dataset].classes is None:
@@ -35,30 +41,9 @@ def run_folder(config: Config) -> Path:
     for source in ("init_mask", "init_from", *(() if named else ("weights",))):
         if chosen.get(source):
             chosen[source] = content_of(Path(chosen[source]).expanduser())
-    digest = config_hash(chosen)
+    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
-    return parent / f"seed{config.run.seed}-{digest}"
-
-
-def content_of(path: Path) -> str:
-    """SHA-256 of a file that is a setting: its content counts, not its name."""
-    if not path.is_file():
-        raise VPNsError(f"{path} does not exist")
-    return sha256_file(path)
-
-
-def announce(config: Config, folder: Path) -> None:
-    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
-    if config.ignored:
-        only = ", ".join(f"{density:g}" for density in config.ignored)
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
-    if config.run.resume == "none" and (aside := set_aside(folder)):
-        print(f"note: the earlier run is now {aside}")
-    if folder.exists():
-        return
-    line = nearest(folder, flatten(config), default_flags(config))
-    if line:
-        print(f"note: {line}")
+    return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
 
 
 def default_flags(config: Config) -> dict[str, Any]:
@@ -69,12 +54,126 @@ def default_flags(config: Config) -> dict[str, Any]:
     return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
 
 
+def content_of(path: Path) -> str:
+    """SHA-256 of a file that is a setting: its content counts, not its name."""
+    if not path.is_file():
+        raise VPNsError(f"{path} does not exist")
+    return sha256_file(path)
+
+
+def config_hash(chosen: Flags) -> str:
+    """8 hex digits of a hash of the flags."""
+    text = json.dumps(chosen, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def changes(before: Flags, now: Flags) -> list[str]:
+    """The flags in which two runs differ, each as `name old -> new`."""
+    names = sorted({*before, *now} - NOT_IDENTITY)
+    pairs = [(name, before.get(name), now.get(name)) for name in names]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs if _plain(old) != _plain(new)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def announce(config: Config, folder: Path) -> None:
+    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
+    if config.ignored:
+        only = ", ".join(f"{density:g}" for density in config.ignored)
+        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
+    if config.run.resume == "none" and (aside := set_aside(folder)):
+        print(f"note: the earlier run is now {aside}")
+    if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):
+        print(f"note: {line}")
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename an existing run folder, so that a new run starts afresh and nothing is deleted.
+
+    Raises VPNsError when another process works in it.
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    with lock(folder / "run.lock"):
+        os.rename(folder, aside)
+    return aside
+
+
+def nearest(folder: Path, flags: Flags, defaults: Flags) -> str | None:
+    """A line on the sibling run of the same seed with the fewest other flags, if there is one.
+
+    A flag that is younger than a run has its default there.
+    """
+    seed = folder.name.split("-")[0]
+    siblings = []
+    for path in folder.parent.glob(f"{seed}-*/config.json"):
+        changed = changes({**defaults, **read_object(path)}, flags)
+        if path.parent != folder and changed:
+            siblings.append((len(changed), ", ".join(changed), path.parent.name))
+    if not siblings:
+        return None
+    _, changed, name = min(siblings)
+    return f"a new run; the nearest one, {name}, differs in: {changed}"
+
+
+def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
+    """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
+
+    A flag that is younger than the run has its default there.
+    Raises UsageError when there is no run, or it ran with other hyper-parameters.
+    """
+    start = Path(path)
+    for folder in (start, *start.parents[:2]):
+        before = read_object(folder / "config.json")
+        if before:
+            before = {**defaults, **before}
+            seeds = [f"seed {before['seed']} -> {flags['seed']}"]
+            changed = (seeds if before["seed"] != flags["seed"] else []) + changes(before, flags)
+            if changed:
+                listed = ", ".join(changed)
+                raise UsageError(f"{folder} ran with other hyper-parameters: {listed}")
+            return folder
+    near = not_one_of(path, ("auto", "none"), " or the path of a run folder")
+    raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")
+
+
+def check_resumed(resume: str, folder: Path) -> None:
+    """Read what `--resume PATH` names: a file of the run, or with its folder the newest states.
+
+    Only `--resume auto` passes a damaged state over for the one before. Raises VPNsError for such
+    a state, UsageError for a state that the run would not go on from.
+    """
+    if resume in ("auto", "none"):
+        return
+    path = Path(resume)
+    newest = [state for level in folder.glob("d*") if (state := States(level).newest_path())]
+    for file in [path] if path.suffix in SUFFIXES else newest:
+        tensors = read_tensors(file)
+        if file.suffix != ".safetensors":
+            with understood(file):
+                require_progress(tensors)
+    if path.suffix in (".pt", ".pth") and path.resolve() not in [p.resolve() for p in newest]:
+        names = ", ".join(f"{p.parent.name}/{p.name}" for p in newest) or "no state"
+        raise UsageError(f"{path} is not where {folder} would go on, which has {names}")
+
+
+def shared(config: Config, level: Level, data: Data) -> Shared:
+    """The results that the runs of an experiment share, such as the dense network of OMP."""
+    folder = level.run.folder.parents[1] / "shared"
+    return Shared(folder, shared_settings(config, data.fingerprint), level.log, level.folder)
+
+
 def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
     """What a training phase of the weights in the search depends on, whatever the method.
 
     Beside the model that it starts from and its first label mapping.
     """
-    own = ["prune_method", "prune_mode", "preset", "init_mask", "init_from", "post_prompt"]
+    own = ["prune_method", "prune_mode", "init_mask", "init_from", "post_prompt"]
     own += ["min_layer_density"]
     own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
     prompted, remapped = config.prompted.search, config.maps_each_epoch and config.maps_with_prompt

@@ -1,14 +1,10 @@
 """Masks and weights that a search takes from files instead of making them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from torch import Tensor
-
-from models.artifact import masks_of
 from models.mask_file import MaskFile, read_mask_file, start_from
-from program.record import require_count
 from program.settings import Config
 from pruning import Search
 from pruning.masks import (
@@ -19,13 +15,19 @@ from pruning.masks import (
     pruned_count,
     total_count,
 )
-from pruning.method import Trained
-from runfolder.level import Level
-from runfolder.stage_log import level_name, require_progress
-from runfolder.states import States
+from runfolder.stage_log import level_name
 from utils.errors import UsageError, VPNsError
-from utils.model_file import load_model
-from utils.tensors import SUFFIXES, read_tensors, require_like, understood
+
+
+def check_given(config: Config, folder: Path) -> None:
+    """Look at the files of --init_mask and --init_from before any work, if they are still needed.
+
+    Raises what `given_masks` does.
+    """
+    _read.cache_clear()  # of an earlier run
+    levels = [folder / level_name(density) for density in config.levels]
+    if not all((level / "search.safetensors").exists() for level in levels):
+        given_masks(config)
 
 
 def given_masks(config: Config) -> Callable[[Search], Masks] | None:
@@ -41,7 +43,7 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
     only = config.levels[0] if len(config.levels) == 1 else None
     file, start = _read(Path(source), only), method.init_from is not None and _read(path, only)
     for density in config.levels:
-        check_asked(source, file.masks, density, method.min_layer_density)
+        _check_asked(source, file.masks, density, method.min_layer_density)
 
     def find_masks(search: Search) -> Masks:
         _read.cache_clear()  # not needed again
@@ -62,18 +64,7 @@ def _read(path: Path, density: float | None) -> MaskFile:
     return read_mask_file(path, density)
 
 
-def check_given(config: Config, folder: Path) -> None:
-    """Look at the files of --init_mask and --init_from before any work, if they are still needed.
-
-    Raises what `given_masks` does.
-    """
-    _read.cache_clear()  # of an earlier run
-    levels = [folder / level_name(density) for density in config.levels]
-    if not all((level / "search.safetensors").exists() for level in levels):
-        given_masks(config)
-
-
-def check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
+def _check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
     """Raises UsageError when masks of a file are not of the densities that were asked for."""
     kept, total = kept_count(masks), total_count(masks)
     if total - pruned_count(total, density) != kept:
@@ -84,43 +75,5 @@ def check_asked(source: str, masks: Masks, density: float, floor: float) -> None
     thin = [name for name, share in layer_densities(masks).items() if share < floor]
     if thin:
         raise UsageError(
-            f"{source} keeps less than --min_layer_density {floor:g} of "
-            f"{', '.join(thin[:5])}"
+            f"{source} keeps less than --min_layer_density {floor:g} of {', '.join(thin[:5])}"
         )
-
-
-def check_resumed(resume: str, folder: Path) -> None:
-    """Read what `--resume PATH` names: a file of the run, or with its folder the newest states.
-
-    Only `--resume auto` passes a damaged state over for the one before. Raises VPNsError for such
-    a state, UsageError for a state that the run would not go on from.
-    """
-    if resume in ("auto", "none"):
-        return
-    path = Path(resume)
-    newest = [state for level in folder.glob("d*") if (state := States(level).newest_path())]
-    for file in [path] if path.suffix in SUFFIXES else newest:
-        found = read_tensors(file)
-        if file.suffix != ".safetensors":
-            with understood(file):
-                require_progress(found)
-    if path.suffix in (".pt", ".pth") and path.resolve() not in [p.resolve() for p in newest]:
-        names = ", ".join(f"{p.parent.name}/{p.name}" for p in newest) or "no state"
-        raise UsageError(f"{path} is not where {folder} would go on, which has {names}")
-
-
-def trained_level(
-    config: Config, level: Level | None, like: Mapping[str, Tensor]
-) -> Trained | None:
-    """The finished level that a chained method goes on from; None at the first.
-
-    Raises VPNsError unless its file has the names, shapes and types of `like`.
-    """
-    if level is None:
-        return None
-    tensors, meta = load_model(level.model_path)
-    with understood(level.model_path):
-        masks = masks_of(tensors, meta)
-        require_like(like, tensors)
-        require_count(config, level.density, masks)
-    return Trained(level.density, masks, {name: tensors[name] for name in masks})

@@ -1,13 +1,13 @@
-"""What would be run, shown as a plan without data or weights, and where each value came from."""
+"""The plan of a run, without data or weights, and whether network, densities and images fit."""
 
 from functools import partial
 from typing import Any
 
 import torch
 
-from data import SPECS
+from data import SPECS, Data
 from models.backbones import backbone
-from models.fit import require_fit, require_rest
+from models.fit import Build, require_fit, require_rest
 from program.settings import Config, preset_values
 from pruning import METHODS
 from pruning.masks import prunable, pruned_count, require_room
@@ -15,12 +15,11 @@ from utils.config import flatten
 
 
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
-    """What would be run: config, levels with their counts, passes and sizes. Needs no data."""
-    check_floor(config, SPECS[config.data.dataset].classes)
-    check_fit(config, SPECS[config.data.dataset].classes)
-    total = sum(layer_sizes(config, SPECS[config.data.dataset].classes))
+    """Config, levels with their counts, passes and sizes, as --dry_run prints them."""
+    check_floor(config)
+    check_fit(config)
+    total, prompt = sum(_layer_sizes(config)), config.build_prompt()
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
-    prompt = config.build_prompt()
     return {
         "config": flatten(config),
         "origins": origins(config, typed),
@@ -47,47 +46,52 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     }
 
 
-def layer_sizes(config: Config, classes: int | None) -> list[int]:
-    """Sizes of the prunable weights; of the source's own head where `classes` are not known."""
-    row, own_head = backbone(config.network.network), config.method.label_mapping_mode == "none"
-    with torch.device("meta"):
-        network = row.build((own_head and classes) or row.source_classes)
-    return [weight.numel() for weight in prunable(network).values()]
+def origins(config: Config, typed: set[str]) -> dict[str, str]:
+    """Where each value came from: typed, preset, registry (network, dataset, method), default."""
+    preset, defaults = preset_values(config, typed), flatten(Config())
+    sources = {}
+    for name, value in flatten(config).items():
+        filled = defaults[name] is None and value is not None
+        sources[name] = "registry" if filled else "default"
+        if name in preset:
+            sources[name] = "preset"
+        if name in typed:
+            sources[name] = "typed"
+    return sources
 
 
-def check_floor(config: Config, classes: int | None) -> None:
+def check_floor(config: Config, data: Data | None = None) -> None:
     """Raises UsageError when a density leaves too few weights for --min_layer_density."""
     floor = config.method.min_layer_density
-    sizes = layer_sizes(config, classes) if floor else ()
+    sizes = _layer_sizes(config, data) if floor else ()
     for density in config.levels:
         require_room(sizes, density, floor)
 
 
-def check_fit(config: Config, classes: int | None, images: int | None = None) -> None:
+def check_fit(config: Config, data: Data | None = None) -> None:
     """Raises UsageError when the network cannot train on images of the sizes asked for.
 
-    With the number of training `images`, the last batch of an epoch is looked at too.
+    With `data`, the last batch of an epoch is looked at instead of any other.
     """
-    row, name = backbone(config.network.network), config.network.network
-    own_head = config.method.label_mapping_mode == "none"
-    build = partial(row.build, (own_head and classes) or row.source_classes)
+    name, build = config.network.network, _network(config, data)
     sizes = [config.data.input_size] + [config.prompt.output_size] * config.ends_prompted
     batch = config.data.batch_size
-    if images is None:
+    if data is None:
         require_fit(name, build, sizes, min(batch, 2))
     elif config.method.epochs:
+        images = data.clean.images
         require_rest(name, build, sizes, min(images, images % batch or batch))
 
 
-def origins(config: Config, typed: set[str]) -> dict[str, str]:
-    """Where each value came from: typed, preset, registry (network, dataset, method), default."""
-    preset, open_flags = preset_values(config, typed), flatten(Config())
-    found = {}
-    for name, value in flatten(config).items():
-        filled = open_flags[name] is None and value is not None
-        found[name] = "registry" if filled else "default"
-        if name in preset:
-            found[name] = "preset"
-        if name in typed:
-            found[name] = "typed"
-    return found
+def _layer_sizes(config: Config, data: Data | None = None) -> list[int]:
+    """Sizes of the prunable weights."""
+    with torch.device("meta"):
+        return [weight.numel() for weight in prunable(_network(config, data)()).values()]
+
+
+def _network(config: Config, data: Data | None) -> Build:
+    """Builds the network of a level; with the source's own head where no classes are known."""
+    row, classes = backbone(config.network.network), SPECS[config.data.dataset].classes
+    classes = classes if data is None else len(data.classes)
+    own_head = config.method.label_mapping_mode == "none"
+    return partial(row.build, (own_head and classes) or row.source_classes)

@@ -67,12 +67,8 @@ TABLE: tuple[tuple[str, str, str, Values], ...] = (
     ("*", "imagenet", "omp", {"epochs": 30}),
 )
 # Mask baselines with the prompt ("VPNs with OMP / LTH / Random masks"): 60 epochs a phase.
-WITH_PROMPT: Values = (
-    {"epochs": 60, "weight_lr": 0.01}
-    | _optim("weight_vp", "adam", 1e-3)
-    | _optim("score_vp", "adam", 1e-3)
-)
-WITH_PROMPT_TINY: Values = {"epochs": 30}
+WITH_PROMPT: Values = {"epochs": 60, "weight_lr": 0.01}
+WITH_PROMPT |= _optim("weight_vp", "adam", 1e-3) | _optim("score_vp", "adam", 1e-3)
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:
@@ -82,10 +78,10 @@ def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Val
     have gets what its method has elsewhere.
     """
     values: Values = {}
-    for networks, datasets, methods, own in TABLE:
+    for networks, datasets, methods, settings in TABLE:
         cell = ((network, networks), (dataset, datasets), (method, methods))
         if all(fnmatchcase(name, pattern) for name, pattern in cell):
-            values |= own
+            values |= settings
     if prompted and method in BASELINES:
-        values |= WITH_PROMPT | (WITH_PROMPT_TINY if dataset == "tiny_imagenet" else {})
+        values |= WITH_PROMPT | ({"epochs": 30} if dataset == "tiny_imagenet" else {})
     return values

@@ -1,33 +1,103 @@
-"""What is kept of a finished level and of the run so far."""
+"""What is kept of a level: the end of its search and its model, both written and read back."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from models import PromptedClassifier
-from models.artifact import export, masks_of
-from program.settings import Config
+from models.artifact import export, masks_of, restore
+from program.settings import Config, model_flags
 from pruning import METHODS
 from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
-from runfolder.identity import model_flags
+from pruning.method import Trained
 from runfolder.level import Level
 from runfolder.plots import draw_run
 from runfolder.run import Run
 from runfolder.surroundings import environment
 from utils.config import flatten
 from utils.errors import VPNsError
+from utils.model_file import load_model
+from utils.tensors import require_like, understood
 
 
-def record(log: Run) -> None:
-    """Bring results.csv and curves.png up to date with the finished levels."""
-    log.write_results()
-    draw_run(log.folder)
-
-
-def percent(counts: Counts) -> float:
+def percent(counts: Counts | None) -> float | None:
     """Accuracy in percent, to four decimals."""
-    return round(counts.accuracy, 4)
+    return counts and round(counts.accuracy, 4)
+
+
+def save_search(
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
+) -> None:
+    """Write search.safetensors, which also ends the search; `row` holds its accuracies."""
+    tensors, meta = exported(config, level, model, masks)
+    level.save_search(tensors, meta | {"accuracies": row})
+
+
+def read_search(
+    config: Config, level: Level, model: PromptedClassifier, classes: int
+) -> tuple[Masks, dict[str, Any], None] | None:
+    """Read a search that has ended back into the model; None where it has not.
+
+    Returns masks, accuracies, and None for the counts on the test images.
+    """
+    searched = level.searched()
+    if searched is None:
+        return None
+    tensors, meta = searched
+    with understood(level.search_path):
+        restore(model, tensors, meta)
+        if model.classes != classes:
+            raise ValueError(f"it tells {model.classes} classes apart, not {classes}")
+        masks = masks_of(tensors, meta)
+        require_count(config, level.density, masks)
+    level.log.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
+    masks = {name: mask.to(model.mean.device) for name, mask in masks.items()}
+    return masks, meta["accuracies"], None
+
+
+def save_level(
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
+) -> dict[str, Any]:
+    """Write model.safetensors, which also ends the level. Returns its row: counts and `row`."""
+    total, kept = total_count(masks), kept_count(masks)
+    row = {
+        "density": level.density,
+        "real_density": round(kept / total, 9),
+        "kept": kept,
+        "prunable": total,
+        "passes": round(level.log.passes, 4),
+    } | row
+    tensors, meta = exported(config, level, model, masks)
+    level.finish(tensors, meta | {"result": row})
+    prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
+    level.run.say(
+        f"density {level.density:g}: {kept:,} of {total:,} weights kept, "
+        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
+    )
+    return row
+
+
+def record(run: Run) -> None:
+    """Bring results.csv and curves.png up to date with the finished levels."""
+    run.write_results()
+    draw_run(run.folder)
+
+
+def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
+    """The finished level that a chained method goes on from; None at the first.
+
+    Raises VPNsError unless its file has the names, shapes and types of `like`.
+    """
+    if level is None:
+        return None
+    tensors, meta = load_model(level.model_path)
+    with understood(level.model_path):
+        masks = masks_of(tensors, meta)
+        require_like(like, tensors)
+        require_count(config, level.density, masks)
+    return Trained(level.density, masks, {name: tensors[name] for name in masks})
 
 
 def exported(
@@ -54,7 +124,15 @@ def exported(
                 f"density {level.density:g}: {name} does not follow its mask in {wrong} places, "
                 "the model is not saved: a bug"
             )
-    return tensors, meta
+    return tensors, meta | {
+        "network": config.network.network,
+        "dataset": config.data.dataset,
+        "density": level.density,
+        "sizes": vars(config.sizes),
+        "prompt": config.prompt.prompt_method,
+        "config": model_flags(flatten(config)),
+        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
+    }
 
 
 def require_count(config: Config, density: float, masks: Masks) -> None:
@@ -68,41 +146,3 @@ def require_count(config: Config, density: float, masks: Masks) -> None:
         raise ValueError(
             f"density {density:g}: the mask keeps {kept} of {total} weights instead of {asked}"
         )
-
-
-def results_row(level: Level, masks: Masks) -> dict[str, Any]:
-    """The counts of a level."""
-    total, kept = total_count(masks), kept_count(masks)
-    return {
-        "density": level.density,
-        "real_density": round(kept / total, 9),
-        "kept": kept,
-        "prunable": total,
-        "passes": round(level.log.passes, 4),
-    }
-
-
-def describe(config: Config, level: Level) -> dict[str, Any]:
-    """What a model file says of itself beside its tensors."""
-    return {
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "density": level.density,
-        "sizes": vars(config.sizes),
-        "prompt": config.prompt.prompt_method,
-        "config": model_flags(flatten(config)),
-        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
-    }
-
-
-def save_level(
-    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
-) -> None:
-    """Write model.safetensors, which also ends the level."""
-    tensors, meta = exported(config, level, model, masks)
-    level.finish(tensors, meta | describe(config, level) | {"result": row})
-    prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
-    level.run.say(
-        f"density {level.density:g}: {row['kept']:,} of {row['prunable']:,} weights kept, "
-        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
-    )

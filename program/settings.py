@@ -1,7 +1,8 @@
-"""Every flag of the program, completed from the registries, checked, and shown as a plan."""
+"""Every flag of the program, completed from the registries and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from data import SPECS, DataConfig
@@ -11,7 +12,16 @@ from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
-from utils.config import flag, flatten, nested, number, parse_flags, replace_flags, word
+from utils.config import (
+    flag,
+    flags_of,
+    flatten,
+    nested,
+    number,
+    parse_flags,
+    replace_flags,
+    word,
+)
 from utils.device import device_name
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
@@ -21,7 +31,6 @@ DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask to
 
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
-
 
 IN_RANGE = "it must be in (0, 1]"
 
@@ -49,67 +58,47 @@ def parse_density(text: str) -> float:
 class RunConfig:
     """Flags of the run as a whole."""
 
-    save_dir: str = flag("result", "folder for all results", group="run")
-    experiment_name: str = flag("vpns", "folder of the experiment in it", group="run")
-    seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1), group="run")
+    save_dir: str = flag("result", "folder for all results", identity=False)
+    experiment_name: str = flag("vpns", "folder of the experiment in it", identity=False)
+    seed: int = flag(
+        7, "seed of all random draws", parse=number(int, 0, 2**63 - 1), identity=False)
     device: str = flag(
-        "auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name, group="run"
-    )
+        "auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name, identity=False)
     gpu: int | None = flag(
-        None, "number of the GPU, as in --device cuda:N", parse=number(int, 0), group="run"
-    )
+        None, "number of the GPU, as in --device cuda:N", parse=number(int, 0), identity=False)
     resume: str = flag(
-        "auto",
-        "auto continues the run with the same settings; none starts afresh and keeps the old "
-        "folder under another name; or the path of a run folder or of its newest state, which "
+        "auto", "auto continues the run with the same settings; none starts afresh and keeps the "
+        "old folder under another name; or the path of a run folder or of its newest state, which "
         "must be good: only auto goes back to the state before a damaged one",
-        parse=word,
-        group="run",
-    )
+        parse=word, identity=False)
     keep_states: bool = flag(
-        False, "keep the newest states of the search (search-N.pt) and of fine-tuning", group="run"
-    )
+        False, "keep the newest states of the search (search-N.pt) and of fine-tuning",
+        identity=False)
     save_every: int = flag(
-        0,
-        "epochs between training states; 0 leaves it to --save_minutes; the end of a stage always "
-        "has one",
-        parse=number(int, 0),
-        group="run",
-    )
+        0, "epochs between training states; 0 leaves it to --save_minutes; the end of a stage "
+        "always has one", parse=number(int, 0), identity=False)
     save_minutes: float = flag(
-        10.0,
-        "write a training state when so many minutes have passed since the last one, in the middle "
-        "of an epoch too: what a kill, which cannot be answered, may cost; 0 for none",
-        parse=number(float, 0),
-        group="run",
-    )
+        10.0, "write a training state when so many minutes have passed since the last one, in the "
+        "middle of an epoch too: what a kill, which cannot be answered, may cost; 0 for none",
+        parse=number(float, 0), identity=False)
     eval_every: int = flag(
-        1,
-        "epochs between measurements on the test images, for the curves only; 0 for none",
-        parse=number(int, 0),
-        group="run",
-    )
+        1, "epochs between measurements on the test images, for the curves only; 0 for none",
+        parse=number(int, 0), identity=False)
     print_freq: int = flag(
         200, "batches between lines when the output is no terminal", parse=number(int, 1),
-        group="run",
-    )  # fmt: skip
-    dry_run: bool = flag(False, "print the resolved plan as JSON and stop", group="run")
+        identity=False)
+    dry_run: bool = flag(False, "print the resolved plan as JSON and stop", identity=False)
     check_data: bool = flag(
-        False, "examine every image of the dataset, print what is found and stop", group="data"
-    )
-    debug: bool = flag(False, "show the traceback of an error", group="run")
+        False, "examine every image of the dataset, print what is found and stop", group="data",
+        identity=False)
+    debug: bool = flag(False, "show the traceback of an error", identity=False)
     evaluate: str | None = flag(
-        None,
-        "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
+        None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
         "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
-        group="evaluation",
-    )
+        group="evaluation", identity=False)
     density: float | None = flag(
-        None,
-        "density of an authors' checkpoint with scores (default: the model zoo's)",
-        parse=parse_density,
-        group="evaluation",
-    )
+        None, "density of an authors' checkpoint with scores (default: the model zoo's)",
+        parse=parse_density, group="evaluation", identity=False)
 
 
 DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -119,63 +108,34 @@ DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 class PruneConfig:
     """Flags of the method."""
 
-    prune_method: str = flag("vpns", "pruning method", choices=METHODS, group="method")
+    prune_method: str = flag("vpns", "pruning method", choices=METHODS)
     prune_mode: str | None = flag(
-        None,
-        "which stages see the prompt: search_finetuning, +vp where it does (default: the method's)",
-        choices=tuple(PRUNE_MODES),
-        group="method",
-    )
+        None, "which stages see the prompt: search_finetuning, +vp where it does (default: the "
+        "method's)", choices=tuple(PRUNE_MODES))
     density_list: tuple[float, ...] = flag(
-        DENSITIES,
-        "densities (1 - sparsity), each a level; a leading 1 is skipped",
-        parse=parse_densities,
-        group="method",
-    )
+        DENSITIES, "densities (1 - sparsity), each a level; a leading 1 is skipped",
+        parse=parse_densities, identity=False)
     min_layer_density: float = flag(
-        0.0,
-        "the best weights of each layer that stay whatever their rank over all layers, as a share "
-        "of the layer; at most the lowest density",
-        parse=number(float, 0, 1),
-        group="method",
-    )
+        0.0, "the best weights of each layer that stay whatever their rank over all layers, as a "
+        "share of the layer; at most the lowest density", parse=number(float, 0, 1))
     epochs: int = flag(
-        30, "epochs of every training phase: search, fine-tuning, dense", parse=number(int, 0),
-        group="method",
-    )  # fmt: skip
+        30, "epochs of every training phase: search, fine-tuning, dense", parse=number(int, 0))
     label_mapping_mode: str = flag(
-        "flm",
-        "how source classes become target classes: by frequency, anew each epoch, at random; "
-        "none gives the network a head of its own",
-        choices=MAPPINGS,
-        group="method",
-    )
+        "flm", "how source classes become target classes: by frequency, anew each epoch, at "
+        "random; none gives the network a head of its own", choices=MAPPINGS)
     preset: str = flag(
-        "none",
-        "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from the paper's "
-        "runs for this network, dataset and method; typed flags win",
-        choices=("none", "paper"),
-        group="method",
-    )
+        "none", "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from "
+        "the paper's runs for this network, dataset and method; typed flags win",
+        choices=("none", "paper"), identity=False)
     init_mask: str | None = flag(
-        None,
-        "file to take the mask from instead of searching: a model file of ours, or tensors with "
-        "weight_mask or popup_scores keys",
-        group="method",
-    )
+        None, "file to take the mask from instead of searching: a model file of ours, or tensors "
+        "with weight_mask or popup_scores keys")
     init_from: str | None = flag(
-        None,
-        "file to take mask, weights, BatchNorm and prompt from; without a value, the file of "
-        "--init_mask",
-        bare="",
-        group="method",
-    )
+        None, "file to take mask, weights, BatchNorm and prompt from; without a value, the file "
+        "of --init_mask", bare="")
     post_prompt: str = flag(
-        "none",
-        "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, finetuned after",
-        choices=("none", "zeroshot", "finetuned"),
-        group="method",
-    )
+        "none", "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, "
+        "finetuned after", choices=("none", "zeroshot", "finetuned"))
 
 
 MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room for so many
@@ -214,9 +174,7 @@ class Config:
     def sizes(self) -> Sizes:
         """Image, canvas and prompt sizes of a completed config, in pixels."""
         prompt = self.prompt
-        return Sizes(
-            self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size
-        )
+        return Sizes(self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size)
 
     @property
     def measured_batch(self) -> int:
@@ -254,8 +212,8 @@ class Config:
     @property
     def finetunes(self) -> bool:
         """Whether the weights are trained after the search."""
-        method = METHODS[self.method.prune_method]
-        return method.finetunes and self.method.post_prompt != "zeroshot"
+        finetunes = METHODS[self.method.prune_method].finetunes
+        return finetunes and self.method.post_prompt != "zeroshot"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -269,10 +227,9 @@ class Config:
     @property
     def ignored(self) -> tuple[float, ...]:
         """The densities that were asked for and that the method does not make."""
-        listed = self.method.density_list
-        if METHODS[self.method.prune_method].only_density is None or listed == DENSITIES:
-            return ()
-        return tuple(density for density in listed if density not in self.levels)
+        asked = self.method.density_list
+        only = METHODS[self.method.prune_method].only_density
+        return () if only is None or asked == DENSITIES else tuple(d for d in asked if d != only)
 
     def build_prompt(self) -> VisualPrompt | None:
         """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
@@ -280,6 +237,18 @@ class Config:
             return build_prompt(self.prompt.prompt_method, self.sizes)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+
+# What a run folder's hash leaves out: no number depends on it, or a folder is named for it.
+NOT_IDENTITY = frozenset(n for n, facts in flags_of(Config()).items() if not facts["identity"])
+
+
+def model_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a model file keeps: all that change numbers, and the seed.
+
+    No paths, devices or neighbouring densities: the same model is the same file anywhere.
+    """
+    return {n: value for n, value in flags.items() if n == "seed" or n not in NOT_IDENTITY}
 
 
 def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
@@ -298,41 +267,34 @@ def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
     """What the chosen preset sets; typed flags stay."""
     if config.method.preset == "none":
         return {}
-    prompted = any(complete(config).prompted)
     names = (config.network.network, config.data.dataset, config.method.prune_method)
-    values = paper_preset(*names, prompted)
+    values = paper_preset(*names, any(complete(config).prompted))
     return {name: value for name, value in values.items() if name not in typed}
 
 
 def check(config: Config) -> None:
     """Raises UsageError when the settings do not fit one another."""
-    if METHODS[config.method.prune_method].chained:
-        check_falling(config)
-    if config.method.min_layer_density > min(config.levels):
+    method, levels = config.method, config.levels
+    falling = all(before > after for before, after in pairwise(levels))
+    if METHODS[method.prune_method].chained and not falling:
         raise UsageError(
-            f"--min_layer_density {config.method.min_layer_density:g} is above density "
-            f"{min(config.levels):g}: no mask can keep so much of every layer"
-        )
-    if config.method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
-        raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
-    if config.method.init_from == "" and config.method.init_mask is None:
-        raise UsageError("--init_from needs a file: --init_from PATH")
-    config.build_prompt()
-    row, spec = backbone(config.network.network), SPECS[config.data.dataset]
-    weights, classes = config.network.weights, spec.classes
-    named = weights_file(config.network.network, weights) is None
-    if classes and named:
-        check_classes(row.source_classes, classes, config.method.label_mapping_mode)
-
-
-def check_falling(config: Config) -> None:
-    """Raises UsageError unless each density of a chained method is below the one before."""
-    levels = config.levels
-    if any(after >= before for before, after in zip(levels, levels[1:], strict=False)):
-        raise UsageError(
-            f"{config.method.prune_method} goes from each density to the next: "
+            f"{method.prune_method} goes from each density to the next: "
             "list them from the highest to the lowest"
         )
+    if method.min_layer_density > min(levels):
+        raise UsageError(
+            f"--min_layer_density {method.min_layer_density:g} is above density "
+            f"{min(levels):g}: no mask can keep so much of every layer"
+        )
+    if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
+        raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
+    if method.init_from == "" and method.init_mask is None:
+        raise UsageError("--init_from needs a file: --init_from PATH")
+    config.build_prompt()
+    name, classes = config.network.network, SPECS[config.data.dataset].classes
+    named = weights_file(name, config.network.weights) is None
+    if classes and named:
+        check_classes(backbone(name).source_classes, classes, method.label_mapping_mode)
 
 
 def check_classes(sources: int, classes: int, mapping: str) -> None:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from program.settings import NOT_IDENTITY
 from report.runs import Run
-from runfolder.identity import NOT_IDENTITY
 
 Words = Iterable[tuple[str, str]]
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from program.settings import NOT_IDENTITY
 from pruning import METHODS, Method
-from runfolder.identity import NOT_IDENTITY
 
 Flags = Mapping[str, Any]
 STRANGER = Method(find_masks=lambda search: {})

@@ -1,1 +1,1 @@
-"""The folder of one run: its identity, lock, levels, states, results and pictures."""
+"""The folder of one run: its lock, levels, states, results and pictures."""

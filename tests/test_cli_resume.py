@@ -28,7 +28,7 @@ from cli import (
 )
 from safetensors.torch import save_file
 
-import program.mapping
+import program.model
 from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from program import record
@@ -404,7 +404,7 @@ def test_signal_while_an_epoch_is_measured_does_not_cost_the_epoch(undisturbed, 
 def test_signal_while_labels_are_mapped_costs_no_epoch(tmp_path):
     words = [*FLAGS, "--label_mapping_mode", "ilm", "--epochs", 3, "--save_every", 3]
     # The mapping is made twice before the search, then before each epoch.
-    hook = (program.mapping, "count_predictions", 5, send("SIGTERM"), False)
+    hook = (program.model, "count_predictions", 5, send("SIGTERM"), False)
     stopped = forked(tmp_path / "run", *words, before=lambda: at_call(*hook))
     again = run(tmp_path / "run", *words)
     assert stopped.code == 75 and "continuing search after epoch 2" in again.out

@@ -11,19 +11,10 @@ from typing import Any
 
 import pytest
 
-from program.folder import default_flags
+from program.folder import changes, config_hash, nearest, resumed_folder, run_folder, set_aside
 from program.plan import plan
-from program.settings import Config, complete, parse_densities, read_config
+from program.settings import NOT_IDENTITY, Config, complete, parse_densities, read_config
 from pruning import METHODS
-from runfolder.identity import (
-    NOT_IDENTITY,
-    config_hash,
-    difference,
-    identity,
-    nearest,
-    resumed_folder,
-    set_aside,
-)
 from utils.config import flags_of, flatten, number, parse_flags, replace_flags
 from utils.errors import UsageError, VPNsError
 from utils.optim import parse_shares
@@ -344,44 +335,53 @@ def test_the_plan_counts_weights_passes_and_prompt_values() -> None:
     assert found["levels"] == [expected]
 
 
-def digest(flags: dict[str, Any]) -> str:
-    return config_hash(identity(flags, DEFAULTS))
-
-
 def test_the_hash_of_a_config_never_changes() -> None:
     assert config_hash({"epochs": 3, "network": "resnet18", "decreasing_step": (0.5,)}) == PINNED
 
 
+FOLDERS = {"save_dir", "experiment_name", "seed", "resume"}  # named in the path, or name it
+
+
+def digest(**flags: Any) -> str:
+    """The hash in the name of the run folder."""
+    return run_folder(replace_flags(complete(Config()), flags)).name.removeprefix("seed7-")
+
+
 @pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - NOT_IDENTITY))
-def test_a_flag_that_changes_numbers_changes_the_hash(name: str) -> None:
-    assert digest(DEFAULTS | {name: other(DEFAULTS[name])}) != digest(DEFAULTS)
+def test_a_flag_that_changes_numbers_changes_the_folder(name: str) -> None:
+    known = {"network": "resnet50", "dataset": "svhn", "prune_method": "bip", "weights": "none"}
+    files = dict.fromkeys(("init_mask", "init_from"), __file__)
+    assert digest(**{name: (known | files).get(name, other(DEFAULTS[name]))}) != digest()
 
 
-@pytest.mark.parametrize("name", sorted(NOT_IDENTITY))
-def test_a_flag_that_changes_no_number_leaves_the_hash(name: str) -> None:
-    assert digest(DEFAULTS | {name: other(DEFAULTS[name])}) == digest(DEFAULTS)
+@pytest.mark.parametrize("name", sorted(NOT_IDENTITY - FOLDERS))
+def test_a_flag_that_changes_no_number_leaves_the_folder(name: str) -> None:
+    config = complete(Config())
+    changed = replace_flags(config, {name: other(DEFAULTS[name])})
+    assert changed != config and run_folder(changed) == run_folder(config)
 
 
-def test_the_flags_left_out_of_the_hash_exist() -> None:
-    assert DEFAULTS.keys() >= NOT_IDENTITY
+@pytest.mark.parametrize("name", ["save_dir", "experiment_name"])
+def test_the_place_of_a_run_leaves_its_hash(name: str) -> None:
+    assert digest(**{name: "elsewhere"}) == digest()
 
 
-def test_a_default_that_is_typed_leaves_the_hash() -> None:
-    typed, silent = (
-        read_config(words)[0] for words in (["--pad_size", "16", "--epochs", "30"], [])
-    )
-    hashes = {config_hash(identity(flatten(c), default_flags(c))) for c in (typed, silent)}
-    assert len(hashes) == 1
+def test_the_seed_has_a_name_beside_the_hash() -> None:
+    assert run_folder(replace_flags(complete(Config()), {"seed": 8})).name == f"seed8-{digest()}"
+
+
+def test_a_default_that_is_typed_leaves_the_folder() -> None:
+    typed = read_config(["--pad_size", "16", "--epochs", "30"])[0]
+    assert run_folder(typed) == run_folder(read_config([])[0])
 
 
 @pytest.mark.parametrize("words", [("--network", "resnet50"), ("--prune_method", "hydra")])
 def test_networks_and_methods_have_hashes_of_their_own(words: tuple[str, str]) -> None:
-    one, two = read_config([])[0], read_config(words)[0]
-    hashes = {config_hash(identity(flatten(c), default_flags(c))) for c in (one, two)}
-    assert len(hashes) == 2
+    one, two = (run_folder(read_config(argv)[0]).name for argv in ([], words))
+    assert one != two
 
 
-def run_folder(parent: Path, name: str, **flags: Any) -> Path:
+def make_run(parent: Path, name: str, **flags: Any) -> Path:
     folder = parent / name
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(DEFAULTS | flags))
@@ -389,43 +389,43 @@ def run_folder(parent: Path, name: str, **flags: Any) -> Path:
 
 
 def test_a_difference_names_old_and_new() -> None:
-    assert difference({"epochs": 3, "seed": 1}, {"epochs": 5, "seed": 2}) == "epochs 3 -> 5"
+    assert changes({"epochs": 3, "seed": 1}, {"epochs": 5, "seed": 2}) == ["epochs 3 -> 5"]
 
 
 def test_lists_of_a_file_equal_tuples_of_the_flags() -> None:
-    assert difference(json.loads(json.dumps(DEFAULTS)), DEFAULTS) == ""
+    assert changes(json.loads(json.dumps(DEFAULTS)), DEFAULTS) == []
 
 
 def test_the_nearest_run_has_the_fewest_other_flags(tmp_path: Path) -> None:
-    run_folder(tmp_path, "seed7-a", epochs=3, pad_size=8)
-    run_folder(tmp_path, "seed7-b", epochs=5)
+    make_run(tmp_path, "seed7-a", epochs=3, pad_size=8)
+    make_run(tmp_path, "seed7-b", epochs=5)
     line = nearest(tmp_path / "seed7-new", DEFAULTS, DEFAULTS)
     assert "seed7-b" in line and line.endswith("epochs 5 -> 30")
 
 
 def test_a_list_counts_as_one_flag(tmp_path: Path) -> None:
-    run_folder(tmp_path, "seed7-a", decreasing_step=[0.1, 0.2, 0.3, 0.4])
-    run_folder(tmp_path, "seed7-b", epochs=5, pad_size=8)
+    make_run(tmp_path, "seed7-a", decreasing_step=[0.1, 0.2, 0.3, 0.4])
+    make_run(tmp_path, "seed7-b", epochs=5, pad_size=8)
     assert "seed7-a" in nearest(tmp_path / "seed7-new", DEFAULTS, DEFAULTS)
 
 
 def test_runs_of_other_seeds_are_not_near(tmp_path: Path) -> None:
-    run_folder(tmp_path, "seed9-a", epochs=5)
+    make_run(tmp_path, "seed9-a", epochs=5)
     assert nearest(tmp_path / "seed7-new", DEFAULTS, DEFAULTS) is None
 
 
 def test_the_folder_itself_is_not_near(tmp_path: Path) -> None:
-    assert nearest(run_folder(tmp_path, "seed7-a", epochs=5), DEFAULTS, DEFAULTS) is None
+    assert nearest(make_run(tmp_path, "seed7-a", epochs=5), DEFAULTS, DEFAULTS) is None
 
 
 @pytest.mark.parametrize("inside", [".", "d0.5", "d0.5/state-3.pt"])
 def test_a_run_is_resumed_from_its_folder_or_a_path_in_it(tmp_path: Path, inside: str) -> None:
-    folder = run_folder(tmp_path, "seed7-a")
+    folder = make_run(tmp_path, "seed7-a")
     assert resumed_folder(str(folder / inside), DEFAULTS, DEFAULTS) == folder
 
 
 def test_a_run_from_before_a_flag_had_its_default(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, "seed7-a")
+    folder = make_run(tmp_path, "seed7-a")
     config = json.loads((folder / "config.json").read_text())
     del config["amp"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -436,19 +436,19 @@ def test_a_run_from_before_a_flag_had_its_default(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_settings_names_the_difference(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, "seed7-a", epochs=5)
+    folder = make_run(tmp_path, "seed7-a", epochs=5)
     with pytest.raises(UsageError, match="epochs 5 -> 30"):
         resumed_folder(str(folder), DEFAULTS, DEFAULTS)
 
 
 def test_resuming_with_another_seed_is_refused(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, "seed9-a", seed=9)
+    folder = make_run(tmp_path, "seed9-a", seed=9)
     with pytest.raises(UsageError, match="seed 9 -> 7"):
         resumed_folder(str(folder), DEFAULTS, DEFAULTS)
 
 
 def test_resuming_elsewhere_may_change_workers(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, "seed7-a", workers=5)
+    folder = make_run(tmp_path, "seed7-a", workers=5)
     assert resumed_folder(str(folder), DEFAULTS, DEFAULTS) == folder
 
 
@@ -459,7 +459,7 @@ def test_resuming_where_nothing_ran_is_refused(tmp_path: Path) -> None:
 
 def test_setting_aside_deletes_nothing(tmp_path: Path) -> None:
     for _ in range(3):
-        folder = run_folder(tmp_path, "seed7-a")
+        folder = make_run(tmp_path, "seed7-a")
         set_aside(folder)
     kept = sorted(path.name for path in tmp_path.iterdir() if (path / "config.json").exists())
     assert kept == ["seed7-a.old1", "seed7-a.old2", "seed7-a.old3"]
@@ -470,7 +470,7 @@ def test_there_may_be_nothing_to_set_aside(tmp_path: Path) -> None:
 
 
 def test_a_run_at_work_is_not_set_aside(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path, "seed7-a")
+    folder = make_run(tmp_path, "seed7-a")
     code = (
         "import sys; from pathlib import Path; from runfolder.run import lock\n"
         "held = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from utils.errors import UsageError
@@ -24,15 +24,18 @@ def flag(
     choices: Collection[str] | None = None,
     group: str | None = None,
     bare: str | None = None,
+    identity: bool = True,
 ) -> Any:
-    """A dataclass field that is a flag.
+    """A dataclass field that is a flag, with all its facts.
 
     `parse` turns the typed text into the value and raises ValueError with the reason when it
-    cannot; it is derived from the type of the default where it is not given. `bare` is the value
-    of the flag typed without one, where that is allowed.
+    cannot; by default it is the type of the default. `bare` is the value of the flag typed without
+    one, where that is allowed. `identity` says whether another value makes another run: not that
+    of a flag which changes no number, or which has a folder name of its own (seed, densities).
     """
-    metadata = {"help": help, "parse": parse, "choices": choices, "group": group, "bare": bare}
-    return dataclasses.field(default=default, metadata=metadata)
+    parse = parse or (str if default is None else type(default))
+    facts = {"help": help, "parse": parse, "choices": choices, "group": group, "bare": bare}
+    return dataclasses.field(default=default, metadata=facts | {"identity": identity})
 
 
 def nested(prefix: str, default: Any, group: str) -> Any:
@@ -62,41 +65,35 @@ def word(text: str) -> str:
     return "none" if text == "None" else text
 
 
-def flags_of(config: Any) -> dict[str, Mapping[str, Any]]:
-    """What `flag` said of every flag of a config (class or instance), by full name."""
-    found: dict[str, Mapping[str, Any]] = {}
+def _flags(config: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Full name, value and facts of every flag of a config."""
     for field in dataclasses.fields(config):
-        if "prefix" not in field.metadata:
-            found[field.name] = field.metadata
+        value, facts = getattr(config, field.name), field.metadata
+        if "prefix" not in facts:
+            yield field.name, value, facts
             continue
-        prefix, group = field.metadata["prefix"], field.metadata["group"]
-        for name, leaf in flags_of(field.default).items():
-            found[prefix + name] = {**leaf, "group": leaf["group"] or group}
-    return found
+        for name, inner, own in _flags(value):
+            yield facts["prefix"] + name, inner, {**own, "group": own["group"] or facts["group"]}
+
+
+def flags_of(config: Any) -> dict[str, Mapping[str, Any]]:
+    """The facts of every flag of a config, by full name."""
+    return {name: facts for name, _, facts in _flags(config)}
 
 
 def flatten(config: Any) -> dict[str, Any]:
     """A config as {flag name: value}."""
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if "prefix" in field.metadata:
-            prefix = field.metadata["prefix"]
-            values.update({prefix + name: inner for name, inner in flatten(value).items()})
-        else:
-            values[field.name] = value
-    return values
+    return {name: value for name, value, _ in _flags(config)}
 
 
-def replace_flags(config: T, values: dict[str, Any]) -> T:
+def replace_flags(config: T, values: Mapping[str, Any]) -> T:
     """A copy of `config` with the named flags set; nested ones are named with their prefix."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if "prefix" in field.metadata:
-            prefix = field.metadata["prefix"]
-            inner = getattr(config, field.name)
-            own = {n: values[prefix + n] for n in flags_of(inner) if prefix + n in values}
-            changes[field.name] = replace_flags(inner, own) if own else inner
+        prefix = field.metadata.get("prefix")
+        if prefix is not None:
+            inner = {n[len(prefix) :]: v for n, v in values.items() if n.startswith(prefix)}
+            changes[field.name] = replace_flags(getattr(config, field.name), inner)
         elif field.name in values:
             changes[field.name] = values[field.name]
     return dataclasses.replace(config, **changes)
@@ -104,24 +101,23 @@ def replace_flags(config: T, values: dict[str, Any]) -> T:
 
 def check_flags(defaults: Any, values: Mapping[str, Any]) -> None:
     """Raises ValueError when one of `values`, read from a file, could not have been typed."""
-    flags, own = flags_of(defaults), flatten(defaults)
-    wrong = [n for n, value in values.items() if not _typable(flags[n], own[n], value)]
-    if wrong:
-        raise ValueError(f"no such value of --{wrong[0]}: {values[wrong[0]]!r}")
+    for name, default, facts in _flags(defaults):
+        if name in values and not _typable(facts, default, values[name]):
+            raise ValueError(f"no such value of --{name}: {values[name]!r}")
 
 
-def _typable(about: Mapping[str, Any], default: Any, value: Any) -> bool:
+def _typable(facts: Mapping[str, Any], default: Any, value: Any) -> bool:
     if isinstance(default, bool) or value is None:
         return isinstance(value, bool) or value is default
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     try:
-        return _parser_of(about, default)(text) == value
+        return _parser_of(facts)(text) == value
     except (ValueError, argparse.ArgumentTypeError):
         return False
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with hyphens for underscores and a nearest-name hint."""
+    """argparse without abbreviations, whose errors are UsageError."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -133,64 +129,56 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_flags(defaults: T, argv: Sequence[str], **parser_options: Any) -> tuple[T, set[str]]:
-    """Parse `argv` over the values of `defaults`.
+    """Parse `argv` over the values of `defaults`; hyphens may stand for underscores.
 
     Returns the config and the names of the flags that were typed. Raises UsageError with the
     offending flag and, for a misspelt one, the nearest name.
     """
-    parser, flags = Parser(**parser_options), flags_of(defaults)
-    groups: dict[str, Any] = {}
-    for name, about in flags.items():
-        title = about["group"]
+    parser, groups = Parser(**parser_options), {}
+    for name, default, facts in _flags(defaults):
+        title = facts["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_argument(groups[title], name, about, flatten(defaults)[name])
-    known, unknown = parser.parse_known_args(_underscored(argv))
+        _add_argument(groups[title], name, facts, default)
+    known, unknown = parser.parse_known_args(map(_underscored, argv))
     if unknown:
-        switches = [n for n, value in flatten(defaults).items() if isinstance(value, bool)]
-        raise UsageError(_unknown_flag(unknown[0], flags, switches))
+        raise UsageError(_unknown_flag(unknown[0], defaults))
     typed = vars(known)
     return replace_flags(defaults, typed), set(typed)
 
 
-def _add_argument(group: Any, name: str, about: Mapping[str, Any], default: Any) -> None:
+def _add_argument(group: Any, name: str, facts: Mapping[str, Any], default: Any) -> None:
     """Add one flag. Defaults stay out of argparse, so that a typed value is recognisable."""
     shown = "" if default is None else f" (default: {_shown(default)})"
     if default is True:
         shown = f" (default: yes; --no_{name} for no)"
-    text = (about["help"] + shown).replace("%", "%%")
+    text = (facts["help"] + shown).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": name}
     if isinstance(default, bool):
         group.add_argument(f"--{name}", action="store_true", **options)
-        group.add_argument(
-            f"--no_{name}", action="store_false", **options | {"help": argparse.SUPPRESS}
-        )
+        options["help"] = argparse.SUPPRESS
+        group.add_argument(f"--no_{name}", action="store_false", **options)
         return
-    choices = about["choices"]
-    options["type"] = _parser_of(about, default)
+    choices = facts["choices"]
+    options["type"] = _parser_of(facts)
     options["metavar"] = f"{{{','.join(choices)}}}" if choices else name.rsplit("_")[-1].upper()
-    if about["bare"] is not None:
-        options |= {"nargs": "?", "const": about["bare"]}
+    if facts["bare"] is not None:
+        options |= {"nargs": "?", "const": facts["bare"]}
     group.add_argument(f"--{name}", **options)
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "yes" if default else "no"
+    if default is False:
+        return "no"
     return ",".join(f"{v:g}" for v in default) if isinstance(default, tuple) else str(default)
 
 
-def _parser_of(about: Mapping[str, Any], default: Any) -> Callable[[str], Any]:
-    choices = about["choices"]
-    parse = about["parse"] or (str if default is None else type(default))
-
+def _parser_of(facts: Mapping[str, Any]) -> Callable[[str], Any]:
     def parse_text(text: str) -> Any:
-        if not text.strip() and about["bare"] is None:  # a variable of a script that is not set
+        if not text.strip() and facts["bare"] is None:  # a variable of a script that is not set
             raise argparse.ArgumentTypeError("it is empty: give a value, or leave the flag out")
-        if choices:
-            return _choose(text, choices)
         try:
-            return parse(text)
+            return _choose(text, facts["choices"]) if facts["choices"] else facts["parse"](text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -202,7 +190,7 @@ def _choose(text: str, choices: Collection[str]) -> str:
     for candidate in (text, text.lower()):
         if candidate in choices:
             return candidate
-    raise argparse.ArgumentTypeError(not_one_of(text, choices))
+    raise ValueError(not_one_of(text, choices))
 
 
 def not_one_of(text: str, choices: Collection[str], also: str = "") -> str:
@@ -212,17 +200,16 @@ def not_one_of(text: str, choices: Collection[str], also: str = "") -> str:
     return f"{text!r}: {hint}choose from {', '.join(choices)}{also}"
 
 
-def _underscored(argv: Sequence[str]) -> list[str]:
-    """--batch-size as --batch_size (values after = are left alone)."""
-    def spell(word: str) -> str:
-        name, equals, value = word.partition("=")
-        return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
-
-    return [spell(word) for word in argv]
+def _underscored(word: str) -> str:
+    """--batch-size=3 as --batch_size=3; a value after = stays."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
-def _unknown_flag(word: str, flags: dict[str, Any], switches: Collection[str]) -> str:
-    typed = word.partition("=")[0].lstrip("-").lower()
+def _unknown_flag(word: str, defaults: Any) -> str:
+    """The message on an unknown flag: it names those that are near in spelling or in meaning."""
+    typed, flags = word.partition("=")[0].lstrip("-").lower(), flags_of(defaults)
+    switches = [n for n, value in flatten(defaults).items() if isinstance(value, bool)]
     names = [f"no_{name}" for name in switches] if typed.startswith("no_") else flags
     near = difflib.get_close_matches(typed, names, n=1)
     near = near or [name for name in flags if typed in name.split("_")]

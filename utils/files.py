@@ -26,7 +26,7 @@ class HashedFile:
         self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write and hash all of `data`."""
+        """Write and hash `data`."""
         try:
             self._file.write(data)
         except OSError as error:
@@ -40,7 +40,7 @@ class HashedFile:
         self._file.flush()
 
     def sha256(self) -> str:
-        """SHA-256 of what was written, in hex."""
+        """SHA-256 of all that was written, in hex."""
         return self._digest.hexdigest()
 
 
@@ -118,10 +118,10 @@ def read_object(path: Path) -> dict[str, Any]:
 def parse_object(text: str | bytes) -> dict[str, Any] | None:
     """A text as a JSON object, or None when it is none."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def is_amount(value: Any) -> bool:

@@ -85,9 +85,7 @@ class _Steps(Optimizer):
         """Step the optimizers unless a gradient overflowed."""
         self.skipped = self.found_inf
         for optimizer in self.optimizers:
-            if self.skipped is None:
-                optimizer.step()
-            elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
                 optimizer.found_inf = self.skipped  # a fused kernel skips by itself
                 optimizer.step()
             elif not self.skipped:

@@ -47,8 +47,8 @@ def _limits(own: Path, groups: Path) -> Iterator[Path]:
     with suppress(OSError):
         lines = os.fsdecode(own.read_bytes()).splitlines()
     for line in lines:
-        _, _, named = line.partition(":")
-        controllers, _, path = named.partition(":")
+        _, _, group = line.partition(":")
+        controllers, _, path = group.partition(":")
         if not controllers:
             top, name = groups, "memory.max"
         elif "memory" in controllers.split(","):

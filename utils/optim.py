@@ -15,6 +15,11 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("cosine", "multistep", "constant")
 
 
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`0.5,0.72` to floats in [0, 1]."""
+    return tuple(number(float, 0, 1)(part) for part in text.strip("[]() ").split(","))
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """How one group of parameters moves. Adam's weight decay is coupled (L2), as the paper ran."""
@@ -23,26 +28,17 @@ class OptimConfig:
     lr: float = flag(0.01, "learning rate", parse=number(float, 0))
     weight_decay: float = flag(1e-4, "weight decay", parse=number(float, 0))
     scheduler: str = flag(
-        "cosine", "learning-rate schedule, stepped once an epoch", choices=SCHEDULES
-    )
+        "cosine", "learning-rate schedule, stepped once an epoch", choices=SCHEDULES)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """What the four groups share."""
 
-    momentum: float = flag(0.9, "momentum of SGD", parse=number(float, 0, 1), group="optimizers")
+    momentum: float = flag(0.9, "momentum of SGD", parse=number(float, 0, 1))
     decreasing_step: tuple[float, ...] = flag(
-        (0.5, 0.72),
-        "where multistep divides the rate by 10, as shares of the epochs",
-        parse=lambda text: parse_shares(text),
-        group="optimizers",
-    )
-
-
-def parse_shares(text: str) -> tuple[float, ...]:
-    """`0.5,0.72` to floats in [0, 1]."""
-    return tuple(number(float, 0, 1)(part) for part in text.strip("[]() ").split(","))
+        (0.5, 0.72), "where multistep divides the rate by 10, as shares of the epochs",
+        parse=parse_shares)
 
 
 @dataclass(frozen=True)
@@ -57,24 +53,18 @@ class Optim:
     ) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
         """An optimizer over `params`, fused where the device has it, and its schedule."""
         params = tuple(params)
-        optimizer = self._optimizer(params, fused=params[0].device.type in ("cpu", "cuda"))
-        return optimizer, self._schedule(optimizer, epochs)
-
-    def _optimizer(self, params: tuple[nn.Parameter, ...], fused: bool) -> torch.optim.Optimizer:
+        fused = params[0].device.type in ("cpu", "cuda")
         options = {"lr": self.own.lr, "weight_decay": self.own.weight_decay, "fused": fused}
         if self.own.optimizer == "adam":
-            return torch.optim.Adam(params, **options)
-        return torch.optim.SGD(params, momentum=self.shared.momentum, **options)
-
-    def _schedule(
-        self, optimizer: torch.optim.Optimizer, epochs: int
-    ) -> lr_scheduler.LRScheduler:
+            optimizer = torch.optim.Adam(params, **options)
+        else:
+            optimizer = torch.optim.SGD(params, momentum=self.shared.momentum, **options)
         if self.own.scheduler == "cosine":
-            return lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
+            return optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
         # A milestone below 1 would count as passed before the first epoch.
         shares = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
-        milestones = [int(share * epochs) for share in shares]
-        return lr_scheduler.MultiStepLR(optimizer, [m for m in milestones if m >= 1], gamma=0.1)
+        milestones = [int(share * epochs) for share in shares if int(share * epochs) >= 1]
+        return optimizer, lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

@@ -24,15 +24,12 @@ class Precision:
     """The flags, and the one place where they act on a forward pass."""
 
     amp: str = flag(
-        "none",
-        "precision of the network's layers (autocast); fp16 scales the loss",
-        choices=("none", *DTYPES),
-    )
+        "none", "precision of the network's layers (autocast); fp16 scales the loss",
+        choices=("none", *DTYPES))
     channels_last: bool = flag(False, "keep activations in channels-last memory order")
     compile: bool = flag(False, "compile the network (torch.compile); needs a C++ compiler")
     tf32: bool = flag(
-        False, "let NVIDIA GPUs round the factors of convolutions and matrix products to TF32"
-    )
+        False, "let NVIDIA GPUs round the factors of convolutions and matrix products to TF32")
 
     @property
     def scales_loss(self) -> bool:

@@ -1,0 +1,70 @@
+"""The classifier of a level, and where its label mapping is made (paper, FLM).
+
+A level maps three times at most: the dense network (`start`, once for all densities), the network
+under its first mask (`remap`, called by the search), and with `ilm` before every epoch.
+"""
+
+import torch
+from torch import Tensor
+
+from data import Data
+from models import PromptedClassifier, build_network
+from models.backbones import backbone
+from models.label_map import count_predictions, frequency_mapping, random_mapping
+from program.settings import Config, check_classes
+from prompts import VisualPrompt
+from pruning.measure import Counts, evaluate
+
+
+def build_model(config: Config, classes: int, device: torch.device) -> PromptedClassifier:
+    """The pre-trained network with a fresh prompt; a head of its own when nothing is mapped."""
+    name, mapping = config.network.network, config.method.label_mapping_mode
+    own_head = classes if mapping == "none" else None
+    prompt = config.build_prompt()
+    model = classifier(name, config.network.weights, own_head, prompt, config.run.seed).to(device)
+    check_classes(model.sources, classes, mapping)
+    model.use(config.precision)
+    return model
+
+
+def classifier(
+    name: str, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
+) -> PromptedClassifier:
+    """A network with `weights` behind a prompt; `head` as in `build_network`."""
+    row = backbone(name)
+    return PromptedClassifier(build_network(name, weights, head, seed), prompt, row.mean, row.std)
+
+
+class LabelMapping:
+    """Makes the label maps of one run's models.
+
+    Its draws depend on the seed alone, so that a dense network gives the same for all densities.
+    """
+
+    def __init__(self, config: Config, data: Data) -> None:
+        self._config, self._data = config, data
+        self._dense: tuple[Tensor | None, Counts] | None = None
+
+    def start(self, model: PromptedClassifier) -> Counts:
+        """Map a fresh model and measure it on the test images; computed at the first call only."""
+        if self._dense is None:
+            self.remap(model)
+            self._dense = model.label_map, evaluate(model, self._data.test)
+        label_map, counts = self._dense
+        model.label_map = None if label_map is None else label_map.clone()
+        return counts
+
+    def remap(self, model: PromptedClassifier) -> None:
+        """Map the labels with the model as it is, in place."""
+        config, classes = self._config, len(self._data.classes)
+        mode, seed = config.method.label_mapping_mode, config.run.seed
+        if mode == "none":
+            return
+        if mode == "rlm":
+            label_map = random_mapping(model.sources, classes, seed)
+        else:
+            view = self._data.clean.in_batches_of(config.measured_batch)
+            batches = view.batches(seed, "mapping")
+            counts = count_predictions(model, batches, classes, config.maps_with_prompt)
+            label_map = frequency_mapping(counts)
+        model.label_map = label_map.to(model.mean.device)
