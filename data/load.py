@@ -12,7 +12,6 @@ from data.faults import readable
 from data.images import Part, Splits, printable
 from data.opening import PARTS, open_splits, require_images
 from data.specs import SPECS
-from data.splits import stratified
 from data.transforms import clean_size
 from data.views import Look, View
 from utils.config import flag, number
@@ -162,11 +161,10 @@ def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:
     """The training images to use and those held out; the same for every seed."""
     val = None
     if count := round(config.val_fraction * len(train.labels)):
-        chosen, rest = stratified(train.labels, count, "val")
-        train, val = train.select(rest), train.select(chosen)
+        val, train = train.split(count, "val")
     if config.train_images > len(train.labels):
         raise UsageError(f"--train_images {config.train_images}: {config.dataset} has "
                          f"{len(train.labels)} training images")
     if config.train_images:
-        train = train.select(stratified(train.labels, config.train_images, "train_images")[0])
+        train = train.split(config.train_images, "train_images")[0]
     return train, val

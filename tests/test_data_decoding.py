@@ -22,7 +22,8 @@ def images(tmp_path: Path) -> FileImages:
     """Twelve grey images, each a shade of its own."""
     for row in range(12):
         Image.new("RGB", (6, 5), (20 * row,) * 3).save(tmp_path / f"{row:02}.png")
-    return file_part(tmp_path, sorted(tmp_path.glob("*.png")), [0] * 12, ["a"]).images
+    samples = [(path, 0) for path in sorted(tmp_path.glob("*.png"))]
+    return file_part(tmp_path, samples, ["a"]).images
 
 
 @THREADS

@@ -130,7 +130,7 @@ def part(tmp_path):
         Image.new("RGB", (2, 2), (i, i, i)).save(path)
     for i in (2, 63, 149):
         paths[i].write_bytes(b"")
-    return file_part(tmp_path, paths, [i % 3 for i in range(150)], "abc")
+    return file_part(tmp_path, [(path, i % 3) for i, path in enumerate(paths)], "abc")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -166,7 +166,7 @@ def numbered(root, count, size=3):
 
 
 def identity(root, paths):
-    return b"".join(file_part(root, paths, [0] * len(paths), "a").images.identity())
+    return b"".join(file_part(root, [(path, 0) for path in paths], "a").images.identity())
 
 
 def grown(path):

@@ -13,8 +13,7 @@ import data.load as load_module
 from data import DataConfig, load_data
 from data.assemble import ahead, on_device
 from data.cache import ResizedArray, Room
-from data.images import ArrayImages, Part, Splits
-from data.splits import stratified
+from data.images import ArrayImages, Part, Splits, stratified
 from data.transforms import Crops, resize
 from utils.errors import DataError, UsageError
 
