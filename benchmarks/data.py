@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks import pil
 from benchmarks.flags import Parser, several, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
-from data.cache import resized, room
+from data.cache import Resized, room
 from data.images import ArrayImages, FileImages, Images
 from data.transforms import clean_size
 from data.views import Look, View
@@ -37,7 +37,7 @@ EPOCHS = {32: 8192, 64: 6144, 224: 1536}
 def our_view(images: Images, size: int, batch: int, cache_gb: float | None) -> View:
     """The clean view of the program."""
     side = clean_size(size)
-    pixels = resized(images, (side,), room(cache_gb, CPU), workers=2)
+    pixels = Resized(images, (side,), room(cache_gb, CPU), workers=2)
     look = Look(size, side, batch, CPU, shuffled=True, augmented=True)
     return View("clean", pixels, pil.no_labels(images), look)
 

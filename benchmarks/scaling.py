@@ -22,7 +22,7 @@ from benchmarks import reference
 from benchmarks.contenders import ADAM, SGD, Bench, Case, LoopLog
 from benchmarks.flags import Parser, add_keep_memory, one_of, picture, several, whole
 from benchmarks.timing import Ratio, Turns, print_result, print_table, ratios
-from data.cache import resized, room
+from data.cache import Resized, room
 from data.images import ArrayImages
 from data.transforms import clean_size
 from data.views import Look, View
@@ -67,7 +67,7 @@ class Images:
         pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
         labels = torch.randint(0, 10, (count,))
         sizes = (clean_size(size), size)
-        kept = resized(ArrayImages(pixels), sizes, room(None, cpu), workers=0)
+        kept = Resized(ArrayImages(pixels), sizes, room(None, cpu), workers=0)
         look = Look(size, size, batch, cpu, shuffled=True)
         crops = Look(size, sizes[0], batch, cpu, shuffled=True, augmented=True)
         self.prompted = View("prompted", kept, labels, look)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from data.cache import resized, room
+from data.cache import Resized, room
 from data.faults import readable
 from data.images import Part, Splits, printable
 from data.opening import PARTS, open_splits, require_images
@@ -110,10 +110,10 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     drawn = replace(still, shuffled=True)
     augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
     space, workers = room(config.cache_gb, still.device), config.workers
-    pixels = resized(train.images, (augmented.resize_to, still.size), space, workers)
+    pixels = Resized(train.images, (augmented.resize_to, still.size), space, workers)
 
     def fixed(name: str, part: Part) -> View:
-        return View(name, resized(part.images, (still.size,), space, workers), part.labels, still)
+        return View(name, Resized(part.images, (still.size,), space, workers), part.labels, still)
 
     return Data(
         clean=View("clean", pixels, train.labels, augmented),
