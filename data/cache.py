@@ -55,13 +55,13 @@ class Resized:
     def batches(self, size: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch of rows: pixels (uint8, N, C, size, size), and its rows of them."""
         if size in self._homes:
-            copies = self._made()[size]
+            copies = self._all_copies()[size]
             yield from ((copies, rows) for rows in batches)
             return
         for (pixels,) in at_sizes(self.images, (size,), batches, self._workers):
             yield pixels, torch.arange(len(pixels))
 
-    def _made(self) -> dict[int, Tensor]:
+    def _all_copies(self) -> dict[int, Tensor]:
         """The copies, all made from one reading of the images."""
         if self._copies:
             return self._copies

@@ -25,13 +25,13 @@ def readable(splits: Splits, workers: int) -> tuple[Splits, tuple[Faults, ...]]:
     A function of the files alone: any number of threads finds the same in the same order.
     """
     named = zip(splits, splits._fields, strict=True)
-    parts, faults = zip(*(_examined(part, workers, name) for part, name in named), strict=True)
+    parts, faults = zip(*(_examine_part(part, workers, name) for part, name in named), strict=True)
     return Splits(*parts), faults
 
 
-def _examined(part: Part, workers: int, name: str) -> tuple[Part, Faults]:
+def _examine_part(part: Part, workers: int, name: str) -> tuple[Part, Faults]:
     """The readable images of a part, and the faults of all; arrays have none."""
-    images, kept, faults = part.images, [], Faults({}, {})
+    images, rows, faults = part.images, [], Faults({}, {})
     if not isinstance(images, FileImages):
         return part, faults
     results = decoded(images, lambda row: examine(images.path(row)), range(len(images)), workers)
@@ -41,7 +41,7 @@ def _examined(part: Part, workers: int, name: str) -> tuple[Part, Faults]:
             if reason:
                 faults.unreadable[images.shown(row)] = reason
             else:
-                kept.append(row)
+                rows.append(row)
             for kind in oddities:
                 faults.odd.setdefault(kind, []).append(images.shown(row))
-    return part.select(torch.tensor(kept, dtype=torch.int64)), faults
+    return part.select(torch.tensor(rows, dtype=torch.int64)), faults

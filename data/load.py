@@ -99,7 +99,7 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     if config.bad_images == "skip":
         splits, faults = readable(splits, config.workers)
         require_images(splits, f"{config.dataset}, without what cannot be read,")
-        left_out = [path for found in faults for path in found.unreadable]
+        left_out = [path for part in faults for path in part.unreadable]
     views = make_views(splits, config, Look(input_size, input_size, batch_size, device))
     return replace(views, notes=tuple(_notes(splits, left_out)))
 

@@ -56,10 +56,10 @@ class View:
 
     def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
         """The epoch that `key` names, from batch `start` on. Raises DataError on a damaged file."""
-        made = self._made(key, start)
-        return made if self._look.device.type == "cpu" else ahead(made)
+        batches = self._batches(key, start)
+        return batches if self._look.device.type == "cpu" else ahead(batches)
 
-    def _made(self, key: tuple, start: int) -> Iterator[Batch]:
+    def _batches(self, key: tuple, start: int) -> Iterator[Batch]:
         order, crops = self._draw(key)
         look, parts = self._look, order.split(self._look.batch_size)[start:]
         sources = self._pixels.batches(look.resize_to, parts)

@@ -142,8 +142,8 @@ def find_problem(good: Splits, faults: tuple[Faults, ...], config: Config) -> Da
 
 def lines(report: Report) -> Iterator[str]:
     """The report for people, line by line: what is long is shortened and says so."""
-    found = ", ".join(report["found"]) or "nothing on the disk"
-    yield f"{report['dataset']} in {report['folder'] or 'an installed package'}: found {found}"
+    markers = ", ".join(report["found"]) or "nothing on the disk"
+    yield f"{report['dataset']} in {report['folder'] or 'an installed package'}: found {markers}"
     for name, split in report["splits"].items():
         yield f"{name}: {split['images']:,} images, {split['source']}"
         yield from split_lines(**split)
