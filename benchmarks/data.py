@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks.reference_run import loader
 from benchmarks.timing import Turns, flags, positive, positives, print_result, print_table, ratios
-from data.cache import resized, room
+from data.cache import Resized, room
 from data.images import ArrayImages, FileImages, Part
 from data.transforms import clean_size
 from data.views import Look, View
@@ -38,7 +38,7 @@ EPOCHS = {32: 8192, 64: 6144, 224: 1536}
 def clean_view(part: Part, size: int, batch: int, cache_gb: float | None) -> View:
     """The clean view of the program."""
     side = clean_size(size)
-    pixels = resized(part.images, (side,), room(cache_gb, CPU), workers=2)
+    pixels = Resized(part.images, (side,), room(cache_gb, CPU), workers=2)
     look = Look(size, side, batch, CPU, shuffled=True, augmented=True)
     return View("clean", pixels, part.labels, look)
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from itertools import islice
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from data.images import FileImages
+from data.images import ArrayImages, FileImages, Images
 from data.picture import decode
 from data.transforms import resize
 from utils.errors import VPNsError
@@ -110,35 +111,24 @@ def decoded(
             raise VPNsError(f"cannot decode the image {images.shown(row)} ({reason})") from error
 
 
-def _at_sizes(images: FileImages, sizes: Sequence[int]) -> Callable[[int], list[Tensor]]:
+def at_sizes(
+    images: Images, sizes: Sequence[int], batches: Sequence[Tensor], threads: int
+) -> Iterator[list[Tensor]]:
+    """For each batch of rows, its images at each of `sizes`: uint8 (B, C, size, size).
+
+    Of image files, two batches are decoded ahead.
+    """
+    if isinstance(images, ArrayImages):
+        yield from ([resize(images.pixels[rows], size) for size in sizes] for rows in batches)
+        return
+
     def work(row: int) -> list[Tensor]:
         pixels = decode(images.path(row))[None]
-        return [resize(pixels, size)[0] for size in sizes]
+        return [resize(pixels, size) for size in sizes]
 
-    return work
-
-
-def decode_all(images: FileImages, sizes: Sequence[int], threads: int) -> dict[int, Tensor]:
-    """Every image at each of `sizes`, from one decoding: {size: uint8 (N, 3, size, size)}."""
-    shapes = {size: (len(images), 3, size, size) for size in sizes}
-    copies = {size: torch.empty(shape, dtype=torch.uint8) for size, shape in shapes.items()}
-    work = _at_sizes(images, sizes)
-    for row, tensors in enumerate(decoded(images, work, range(len(images)), threads)):
-        for size, tensor in zip(sizes, tensors, strict=True):
-            copies[size][row] = tensor
-    return copies
-
-
-def decode_batches(
-    images: FileImages, size: int, threads: int, batches: Sequence[Tensor]
-) -> Iterator[Tensor]:
-    """For each batch of rows, its images as uint8 (B, 3, size, size); two batches are decoded
-    ahead."""
     rows = (row for batch in batches for row in batch.tolist())
     ahead = 2 * max(map(len, batches), default=0)
-    stream = decoded(images, _at_sizes(images, (size,)), rows, threads, ahead)
+    stream = decoded(images, work, rows, threads, ahead)
     for batch in batches:
-        out = torch.empty((len(batch), 3, size, size), dtype=torch.uint8)
-        for i in range(len(batch)):
-            out[i] = next(stream)[0]
-        yield out
+        columns = zip(*islice(stream, len(batch)), strict=True)
+        yield [torch.cat(column) for column in columns]

@@ -1,63 +1,47 @@
 """Which files of a dataset cannot be read, and which are converted on the way to RGB."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from data.decoding import decoded
-from data.images import FileImages, Images, Part, Splits
+from data.images import FileImages, Part, Splits
 from data.picture import examine
 
 DELAY = 2.0  # seconds before a progress bar appears
 
 
 class Faults(NamedTuple):
-    """Rows of images: why each unreadable one is, and the odd ones by what is converted."""
+    """Paths of images: why each unreadable one is, and the odd ones by what is converted."""
 
-    unreadable: dict[int, str]
-    odd: dict[str, list[int]]
+    unreadable: dict[str, str]
+    odd: dict[str, list[str]]
 
 
-def find_faults(images: Images, workers: int, title: str) -> Faults:
-    """Examine every image file, with a progress bar on a terminal; arrays have no faults.
+def readable(splits: Splits, workers: int) -> tuple[Splits, tuple[Faults, ...]]:
+    """The splits without the images that cannot be read, in the same order, and their faults.
 
     A function of the files alone: any number of threads finds the same in the same order.
     """
-    faults = Faults({}, {})
+    named = zip(splits, splits._fields, strict=True)
+    parts, faults = zip(*(_examine_part(part, workers, name) for part, name in named), strict=True)
+    return Splits(*parts), faults
+
+
+def _examine_part(part: Part, workers: int, name: str) -> tuple[Part, Faults]:
+    """The readable images of a part, and the faults of all; arrays have none."""
+    images, rows, faults = part.images, [], Faults({}, {})
     if not isinstance(images, FileImages):
-        return faults
-    rows = range(len(images))
-    results = decoded(images, lambda row: examine(images.path(row)), rows, workers)
-    with tqdm(total=len(images), desc=title, unit=" images", disable=None, delay=DELAY) as bar:
-        for row, result in zip(rows, results, strict=True):
-            _note(faults, row, *result)
-            bar.update()
-    return faults
-
-
-def _note(faults: Faults, row: int, unreadable: str, odd: Sequence[str]) -> None:
-    if unreadable:
-        faults.unreadable[row] = unreadable
-    for kind in odd:
-        faults.odd.setdefault(kind, []).append(row)
-
-
-def without(part: Part, faults: Faults) -> Part:
-    """The images of a part that can be read, in the same order."""
-    if not faults.unreadable:
-        return part
-    keep = torch.ones(len(part.labels), dtype=torch.bool)
-    keep[list(faults.unreadable)] = False
-    return part.select(keep.nonzero()[:, 0])
-
-
-def readable(splits: Splits, workers: int) -> tuple[Splits, tuple[str, ...]]:
-    """The splits without the images that cannot be read, and the paths of those."""
-    parts, left_out = [], []
-    for part, title in zip(splits, splits._fields, strict=True):
-        faults = find_faults(part.images, workers, f"examining {title}")
-        left_out += [part.images.shown(row) for row in faults.unreadable]
-        parts.append(without(part, faults))
-    return Splits(*parts), tuple(left_out)
+        return part, faults
+    results = decoded(images, lambda row: examine(images.path(row)), range(len(images)), workers)
+    with tqdm(results, f"examining {name}", len(images), unit=" images", disable=None,
+              delay=DELAY) as bar:  # fmt: skip
+        for row, (reason, oddities) in enumerate(bar):
+            if reason:
+                faults.unreadable[images.shown(row)] = reason
+            else:
+                rows.append(row)
+            for kind in oddities:
+                faults.odd.setdefault(kind, []).append(images.shown(row))
+    return part.select(torch.tensor(rows, dtype=torch.int64)), faults

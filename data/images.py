@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.picture import refusal, size_of
+from utils.seed import generator
 
 SIZED, READ = 20_000, 256  # files of a set of which the size, and the content, is looked at
 READ_BYTES = 1 << 20  # of the content of each
@@ -73,7 +74,7 @@ class FileImages:
         """
         yield b"\n".join(self.names.tolist())
         sized = spread(range(len(self)), SIZED)
-        for look, rows in (_size, sized), (_beginning, spread(sized, READ)):
+        for look, rows in (_size, sized), (_start, spread(sized, READ)):
             for path in map(self.path, rows):
                 try:
                     yield look(path)
@@ -92,7 +93,7 @@ def _size(path: Path) -> bytes:
     return b"\n%d" % size_of(path)
 
 
-def _beginning(path: Path) -> bytes:
+def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(READ_BYTES)
 
@@ -115,6 +116,30 @@ class Part(NamedTuple):
     def select(self, rows: Tensor) -> "Part":
         return Part(self.images.select(rows), self.labels[rows], self.classes)
 
+    def split(self, count: int, *key: object) -> tuple["Part", "Part"]:
+        """A stratified choice of `count` images, the same for every seed, and the others."""
+        chosen, others = stratified(self.labels, count, *key)
+        return self.select(chosen), self.select(others)
+
+
+def stratified(labels: Tensor, count: int, *key: object) -> tuple[Tensor, Tensor]:
+    """Choose `count` of the images with these labels (int64, N): (chosen rows, other rows), sorted.
+
+    Every class gives its share, rounded down; the images still missing come from the classes
+    with the largest remainders (ties: the lowest class first).
+    """
+    totals = torch.bincount(labels)
+    shares = totals * count // len(labels)
+    remainders = totals * count % len(labels)
+    extra = remainders.argsort(descending=True, stable=True)[: count - int(shares.sum())]
+    shares[extra] += 1
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, share in enumerate(shares.tolist()):
+        rows = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(rows), generator=generator(*key, label))
+        chosen[rows[order[:share]]] = True
+    return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
+
 
 class Splits(NamedTuple):
     """The training and the test part of a dataset."""
@@ -130,11 +155,13 @@ def array_part(pixels: np.ndarray, labels: Sequence[int], classes: Iterable[str]
 
 
 def file_part(
-    root: Path, paths: Sequence[str | Path], labels: Sequence[int], classes: Iterable[str]
+    root: Path, samples: Iterable[tuple[str | Path, int]], classes: Iterable[str]
 ) -> Part:
-    """A Part from image files below `root`."""
-    names = np.array([os.fsencode(os.path.relpath(path, root)) for path in paths], dtype=np.bytes_)
-    return Part(FileImages(root, names), _int64(labels), tuple(classes))
+    """A Part from image files below `root` with their labels."""
+    samples = list(samples)
+    names = [os.fsencode(os.path.relpath(path, root)) for path, _ in samples]
+    images = FileImages(root, np.array(names, dtype=np.bytes_))
+    return Part(images, _int64([label for _, label in samples]), tuple(classes))
 
 
 def _int64(labels: Sequence[int]) -> Tensor:

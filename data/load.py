@@ -1,18 +1,17 @@
 """From flags to views: find the dataset, hold out what is asked for, make the views."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from data.cache import resized, room
+from data.cache import Resized, room
 from data.faults import readable
 from data.images import Part, Splits, printable
 from data.opening import PARTS, open_splits, require_images
 from data.specs import SPECS
-from data.splits import stratified
 from data.transforms import clean_size
 from data.views import Look, View
 from utils.config import flag, number
@@ -61,8 +60,7 @@ class Data:
     clean       training images, augmented: resized to 9/8, cut at random, mirrored half the time
     prompted    the same images, only resized
     test, val   only resized, in a fixed order; val is None unless a part is held out
-    left_out    paths of images that cannot be read (--bad_images skip)
-    empty       classes without an image in the whole training part, and in the test part
+    notes       for the user: images that were left out, classes that have none
     """
 
     clean: View
@@ -70,21 +68,7 @@ class Data:
     test: View
     val: View | None
     classes: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
-    empty: tuple[tuple[str, ...], ...] = ((), ())
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know: images that were left out, classes that have none."""
-        notes, classes = [], len(self.classes)
-        for part, empty in zip(PARTS, self.empty, strict=True):
-            if empty:
-                share = f"{len(empty):,} of {classes:,}"
-                notes.append(f"classes without {part} images: {share} ({first_few(empty)})")
-        if self.left_out:
-            left_out = shortened(self.left_out)
-            notes.append(f"images that cannot be read and are left out: {left_out}")
-        return notes
+    notes: tuple[str, ...] = ()
 
     def measured_in(self, size: int) -> "Data":
         """The same views, those that are only measured in batches of `size` images."""
@@ -112,12 +96,13 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     DataError when the data are missing, damaged or inconsistent, UsageError when more training
     images are asked for than there are.
     """
-    splits, left_out = open_splits(config.dataset, config.data, config.download), ()
+    splits, left_out = open_splits(config.dataset, config.data, config.download), []
     if config.bad_images == "skip":
-        splits, left_out = readable(splits, config.workers)
+        splits, faults = readable(splits, config.workers)
         require_images(splits, f"{config.dataset}, without what cannot be read,")
+        left_out = [path for part in faults for path in part.unreadable]
     views = make_views(splits, config, Look(input_size, input_size, batch_size, device))
-    return replace(views, left_out=left_out, empty=tuple(map(without_images, splits)))
+    return replace(views, notes=tuple(_notes(splits, left_out)))
 
 
 def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
@@ -126,10 +111,10 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     drawn = replace(still, shuffled=True)
     augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
     space, workers = room(config.cache_gb, still.device), config.workers
-    pixels = resized(train.images, (augmented.resize_to, still.size), space, workers)
+    pixels = Resized(train.images, (augmented.resize_to, still.size), space, workers)
 
     def fixed(name: str, part: Part) -> View:
-        return View(name, resized(part.images, (still.size,), space, workers), part.labels, still)
+        return View(name, Resized(part.images, (still.size,), space, workers), part.labels, still)
 
     return Data(
         clean=View("clean", pixels, train.labels, augmented),
@@ -140,34 +125,35 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     )
 
 
-def without_images(part: Part) -> tuple[str, ...]:
-    """The names of the classes of which a part has no image, for a message."""
-    counts = part.labels.bincount(minlength=len(part.classes)).tolist()
-    named = zip(part.classes, counts, strict=True)
-    return tuple(printable(name) for name, count in named if not count)
+def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
+    for name, part in zip(PARTS, splits, strict=True):
+        counts = part.labels.bincount(minlength=len(part.classes)).tolist()
+        classes = zip(map(printable, part.classes), counts, strict=True)
+        if empty := [label for label, count in classes if not count]:
+            share = f"{len(empty):,} of {len(counts):,}"
+            yield f"classes without {name} images: {share} ({_first(empty)})"
+    if left_out:
+        yield f"images that cannot be read and are left out: {shortened(left_out)}"
 
 
 def shortened(paths: Sequence[str]) -> str:
     """The number of images and the first few of their paths."""
-    return f"{len(paths):,} ({first_few(paths)})"
+    return f"{len(paths):,} ({_first(paths)})"
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+def _first(names: Sequence[str]) -> str:
     more = len(names) - NAMED
-    rest = f" and {more:,} more" if more > 0 else ""
-    return f"{', '.join(names[:NAMED])}{rest}"
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:
     """The training images to use and those held out; the same for every seed."""
     val = None
     if count := round(config.val_fraction * len(train.labels)):
-        chosen, rest = stratified(train.labels, count, "val")
-        train, val = train.select(rest), train.select(chosen)
+        val, train = train.split(count, "val")
     if config.train_images > len(train.labels):
         raise UsageError(f"--train_images {config.train_images}: {config.dataset} has "
                          f"{len(train.labels)} training images")
     if config.train_images:
-        train = train.select(stratified(train.labels, config.train_images, "train_images")[0])
+        train = train.split(config.train_images, "train_images")[0]
     return train, val

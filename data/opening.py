@@ -1,15 +1,29 @@
-"""A dataset by its name: found or fetched, opened, and checked."""
+"""A dataset by its name: found on the disk or fetched, opened, and checked.
 
+A failure says what was expected, and where to get it.
+"""
+
+import http.client
+import os
+import shutil
+import socket
+import tarfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
 from pickle import UnpicklingError
 
 from data.images import Splits
-from data.locate import locate
 from data.picture import UNREADABLE
-from data.specs import SPECS
+from data.specs import SPECS, Spec
 from utils.errors import DataError
 
 PARTS = ("training", "test")  # as messages call them
+DEFAULT_FOLDERS = ("dataset", "datasets")
+TIMEOUT = 60.0  # seconds without a byte before a download gives up
 DAMAGED = (*UNREADABLE, RuntimeError, UnpicklingError)
+FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException,
+                tarfile.TarError, zipfile.BadZipFile)  # fmt: skip
 
 
 def open_splits(name: str, folder: str | None, download: bool) -> Splits:
@@ -18,13 +32,12 @@ def open_splits(name: str, folder: str | None, download: bool) -> Splits:
     `folder` is where to look, None for the default places. Raises DataError.
     """
     spec = SPECS[name]
-    root = locate(name, spec, folder, download)
+    root = locate(name, folder, download)
     try:
         splits = spec.open(root)
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} in {root.absolute()} is damaged ({reason}): remove it there and "
-                        f"get it again from {spec.source}") from error
+        raise DataError(f"{name} in {root.absolute()} is damaged ({_reason(error)}): remove it "
+                        f"there and get it again from {spec.source}") from error
     require_images(splits, f"{name} in {root.absolute()}")
     for part, images in zip(PARTS, splits, strict=True):
         labels = images.labels
@@ -39,3 +52,82 @@ def require_images(splits: Splits, source: str) -> None:
     for part, images in zip(PARTS, splits, strict=True):
         if not len(images.labels):
             raise DataError(f"{source} has no {part} images")
+
+
+def locate(name: str, data: str | None, download: bool) -> Path:
+    """The root folder of a dataset, fetched if need be and allowed. Raises DataError."""
+    spec = SPECS[name]
+    folders = DEFAULT_FOLDERS if data is None else (os.path.expanduser(data),)
+    places = [place for folder in map(Path, folders) for place in (folder / name, folder)]
+    for place in places:
+        if not _missing(spec, place):
+            return place
+    target = next((p for p in places[::2] if p.parent.is_dir()), places[0])
+    partly = next((p for p in places if len(_missing(spec, p)) < len(spec.markers)), None)
+    partly = partly or (target if _begun(spec, target) else None)
+    advice = f"get it from {spec.source} ({spec.size}), or name its folder with --data"
+    if partly:
+        raise DataError(f"{name} in {partly.absolute()} is incomplete: no "
+                        f"{_wanted(spec, partly)}; complete it or move it away; {advice}")
+    absent = f" ({data} does not exist)" if data and not Path(data).exists() else ""
+    failure = (f"{name} not found{absent}: expected {_wanted(spec, target)} in "
+               f"{target.absolute()}")  # fmt: skip
+    if spec.fetch is None or not download:
+        raise DataError(f"{failure}; {advice}")
+    try:
+        _fetch_into(spec, target)
+    except FETCH_ERRORS as error:
+        raise DataError(f"{failure}, and the download failed ({_reason(error)}); "
+                        f"{advice}") from error
+    return target
+
+
+def present(spec: Spec, root: Path) -> list[str]:
+    """The markers of the dataset that are in `root`, as they are called there."""
+    return [one for m in spec.markers for one in m.split("|") if (root / one).exists()]
+
+
+def _missing(spec: Spec, root: Path) -> list[str]:
+    return [m for m in spec.markers if not any((root / one).exists() for one in m.split("|"))]
+
+
+def _wanted(spec: Spec, root: Path) -> str:
+    return " and ".join(m.replace("|", " or ") for m in _missing(spec, root))
+
+
+def _begun(spec: Spec, root: Path) -> bool:
+    """Whether a folder that the download would make is there already, with something in it."""
+    tops = {Path(one).parts[0] for marker in spec.markers for one in marker.split("|")}
+    return any((root / top).is_dir() and any((root / top).iterdir()) for top in tops)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fetch_into(spec: Spec, target: Path) -> None:
+    """Download beside `target`, then move it into place, so that it is whole or absent.
+
+    tar refuses members that lead outside, zipfile keeps them inside.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise OSError("Python before 3.10.12 and 3.11.4 unpacks archives unsafely: update it")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    created = [folder for folder in aside.parents if not folder.exists()]
+    patience, unpacks = socket.getdefaulttimeout(), vars(tarfile.TarFile).get("extraction_filter")
+    try:
+        socket.setdefaulttimeout(TIMEOUT)
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+        aside.mkdir(parents=True)
+        spec.fetch(aside)
+        if _missing(spec, target):
+            target.mkdir(exist_ok=True)
+            for entry in aside.iterdir():
+                os.replace(entry, target / entry.name)
+    finally:
+        socket.setdefaulttimeout(patience)
+        tarfile.TarFile.extraction_filter = unpacks
+        shutil.rmtree(aside, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):  # it is not empty, or not there
+                folder.rmdir()

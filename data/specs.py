@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data import fetch, vision
-from data.digits import open_digits
-from data.folder import open_folders
-from data.idx import open_idx
-from data.images import Splits
-from data.lists import open_flowers_coop, open_sun397
-from data.tiny_imagenet import open_tiny_imagenet
+from torchvision import datasets
 
-DIGITS = tuple(str(digit) for digit in range(10))
+from data import arrays, folders, lists
+from data.arrays import DIGITS, FIRST_FILE
+from data.images import Splits
+
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")  # fmt: skip
 
@@ -34,72 +31,86 @@ class Spec:
     markers: tuple[str, ...] = ()
     source: str = ""
     size: str = ""
-    fetch: Callable[[Path], None] | None = None
+    fetch: Callable[[Path], object] | None = None
     batch_size: int = 256
 
 
 def _idx_markers(folder: str) -> tuple[str, ...]:
-    file = "train-images-idx3-ubyte"
-    return (f"{folder}/raw/{file}|{folder}/raw/{file}.gz|{file}|{file}.gz",)
+    places = f"{folder}/raw/{FIRST_FILE}", FIRST_FILE
+    return ("|".join(f"{place}{end}" for place in places for end in ("", ".gz")),)
+
+
+def _download(kind: type[datasets.VisionDataset], *splits: str) -> Callable[[Path], object]:
+    """Fill a folder by torchvision's download, which checks MD5 sums, for each of `splits`."""
+    flags = [{"split": split} for split in splits] or [{}]
+    return lambda folder: [kind(folder, download=True, **flag) for flag in flags]
 
 
 SPECS: dict[str, Spec] = {
     "cifar10": Spec(
-        10, vision.open_cifar10, ("cifar-10-batches-py",),
-        "https://www.cs.toronto.edu/~kriz/cifar.html", "170 MB", fetch.cifar10),
+        10, partial(arrays.open_cifar, kind=datasets.CIFAR10), ("cifar-10-batches-py",),
+        "https://www.cs.toronto.edu/~kriz/cifar.html", "170 MB", _download(datasets.CIFAR10)),
     "cifar100": Spec(
-        100, vision.open_cifar100, ("cifar-100-python",),
-        "https://www.cs.toronto.edu/~kriz/cifar.html", "169 MB", fetch.cifar100),
+        100, partial(arrays.open_cifar, kind=datasets.CIFAR100), ("cifar-100-python",),
+        "https://www.cs.toronto.edu/~kriz/cifar.html", "169 MB", _download(datasets.CIFAR100)),
     "flowers102": Spec(
-        102, open_flowers_coop, ("jpg", "split_zhou_OxfordFlowers.json"),
+        102, lists.open_flowers_coop, ("jpg", "split_zhou_OxfordFlowers.json"),
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (102flowers.tgz) and CoOp's "
         "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#flowers102 (the split file); "
         "or use --dataset flowers102_official", "345 MB", batch_size=128),
     "flowers102_official": Spec(
-        102, vision.open_flowers_official, ("flowers-102/jpg",),
+        102, lists.open_flowers_official, ("flowers-102/jpg",),
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", "345 MB",
-        fetch.flowers102, batch_size=128),
+        _download(datasets.Flowers102), batch_size=128),
     "dtd": Spec(
-        47, vision.open_dtd, ("dtd/dtd/images", "dtd/dtd/labels"),
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "625 MB", fetch.dtd, batch_size=64),
+        47, lists.open_dtd, ("dtd/dtd/images", "dtd/dtd/labels"),
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "625 MB", _download(datasets.DTD),
+        batch_size=64),
     "food101": Spec(
-        101, vision.open_food101, ("food-101/images", "food-101/meta"),
-        "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", "5.0 GB", fetch.food101),
+        101, lists.open_food101, ("food-101/images", "food-101/meta"),
+        "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", "5.0 GB",
+        _download(datasets.Food101)),
     "oxfordpets": Spec(
-        37, vision.open_pets, ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations"),
-        "https://www.robots.ox.ac.uk/~vgg/data/pets/", "811 MB", fetch.pets, batch_size=64),
+        37, lists.open_pets, ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations"),
+        "https://www.robots.ox.ac.uk/~vgg/data/pets/", "811 MB",
+        _download(datasets.OxfordIIITPet), batch_size=64),
     "stanfordcars": Spec(
-        196, vision.open_cars, ("car_data/car_data/train|stanford_cars/devkit",),
+        196, lists.open_cars, ("car_data/car_data/train|stanford_cars/devkit",),
         "https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder", "1.9 GB",
         batch_size=128),
     "tiny_imagenet": Spec(
-        200, open_tiny_imagenet, ("tiny-imagenet-200|wnids.txt",),
+        200, folders.open_tiny_imagenet, ("tiny-imagenet-200|wnids.txt",),
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "237 MB"),
     "imagenet": Spec(
-        1000, partial(open_folders, test=("val",)), ("train", "val"),
+        1000, partial(folders.open_folders, test=("val",)), ("train", "val"),
         "https://image-net.org/download.php (one folder a wnid)", "145 GB", batch_size=1024),
     "svhn": Spec(
-        10, vision.open_svhn, ("train_32x32.mat", "test_32x32.mat"),
-        "http://ufldl.stanford.edu/housenumbers/", "246 MB", fetch.svhn),
+        10, arrays.open_svhn, ("train_32x32.mat", "test_32x32.mat"),
+        "http://ufldl.stanford.edu/housenumbers/", "246 MB",
+        _download(datasets.SVHN, "train", "test")),
     "gtsrb": Spec(
-        43, vision.open_gtsrb, ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images"),
-        "https://benchmark.ini.rub.de/gtsrb_dataset.html", "276 MB", fetch.gtsrb),
+        43, lists.open_gtsrb, ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images"),
+        "https://benchmark.ini.rub.de/gtsrb_dataset.html", "276 MB",
+        _download(datasets.GTSRB, "train", "test")),
     "eurosat": Spec(
-        10, vision.open_eurosat, ("eurosat/2750",),
-        "https://github.com/phelber/eurosat (EuroSAT.zip, RGB)", "94 MB", fetch.eurosat),
+        10, lists.open_eurosat, ("eurosat/2750",),
+        "https://github.com/phelber/eurosat (EuroSAT.zip, RGB)", "94 MB",
+        _download(datasets.EuroSAT)),
     "sun397": Spec(
-        397, open_sun397, ("SUN397", "Partitions/Training_01.txt|"
+        397, lists.open_sun397, ("SUN397", "Partitions/Training_01.txt|"
                                "SUN397/Partitions/Training_01.txt|Training_01.txt"),
         "https://vision.princeton.edu/projects/2010/SUN/ (SUN397.tar.gz and Partitions.zip)",
         "37 GB"),
     "mnist": Spec(
-        10, partial(open_idx, folder="MNIST", classes=DIGITS), _idx_markers("MNIST"),
-        "https://ossci-datasets.s3.amazonaws.com/mnist/", "12 MB", fetch.mnist),
+        10, partial(arrays.open_idx, folder="MNIST", classes=DIGITS), _idx_markers("MNIST"),
+        "https://ossci-datasets.s3.amazonaws.com/mnist/", "12 MB", _download(datasets.MNIST)),
     "fashion_mnist": Spec(
-        10, partial(open_idx, folder="FashionMNIST", classes=CLOTHES),
+        10, partial(arrays.open_idx, folder="FashionMNIST", classes=CLOTHES),
         _idx_markers("FashionMNIST"),
-        "https://github.com/zalandoresearch/fashion-mnist", "31 MB", fetch.fashion_mnist),
-    "digits": Spec(10, open_digits, batch_size=32),
+        "https://github.com/zalandoresearch/fashion-mnist", "31 MB",
+        _download(datasets.FashionMNIST)),
+    "digits": Spec(10, arrays.open_digits, batch_size=32),
     "imagefolder": Spec(
-        None, open_folders, ("train", "test|val"), "your own images, one folder a class", "any"),
+        None, folders.open_folders, ("train", "test|val"),
+        "your own images, one folder a class", "any"),
 }  # fmt: skip

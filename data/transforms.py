@@ -1,4 +1,4 @@
-"""Resize, crop, flip: the same bits one by one, batched or cached, on any device."""
+"""Resize, crop, flip, to floats: the same bits alone, batched or cached, on any device."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def draw_crops(images: int, margin: int, rng: torch.Generator) -> Crops:
 
 
 def cut_into(out: Tensor, pixels: Tensor, rows: Iterable[int], crops: Crops) -> None:
-    """Write the crops of `pixels[rows]` (uint8, N, C, P, P) into `out` (B, C or 3, S, S), CPU.
+    """Write the crops of `pixels[rows]` (uint8, N, C, P, P) into `out` (B, C, S, S), on the CPU.
 
     numpy slices: several times faster here than torch slices or any gather.
     """
@@ -56,3 +56,25 @@ def cut(pixels: Tensor, rows: Tensor, crops: Crops, size: int) -> Tensor:
     channels = torch.arange(pixels.shape[1], device=device)[None, :, None, None]
     down, across = (tops + along)[:, None, :, None], columns[:, None, None, :]
     return pixels[rows[:, :, None, None], channels, down, across]
+
+
+def to_batch(
+    pixels: Tensor, rows: Tensor, crops: Crops | None, size: int, device: torch.device
+) -> Tensor:
+    """`pixels[rows]`, cropped, as float32 (B, 3, size, size) in [0, 1] on `device`.
+
+    Bytes travel, floats are made on the device.
+    """
+    if pixels.device.type == device.type != "cpu":
+        images = pixels[rows.to(device)] if crops is None else cut(pixels, rows, crops, size)
+    else:
+        # torch keeps pinned memory for reuse and waits for copies in flight
+        host = torch.empty((len(rows), pixels.shape[1], size, size), dtype=torch.uint8,
+                           pin_memory=device.type == "cuda")  # fmt: skip
+        if crops is None:
+            torch.index_select(pixels, 0, rows, out=host)
+        else:
+            cut_into(host, pixels, rows.tolist(), crops)
+        images = host.to(device, non_blocking=True)
+    images = images.expand(-1, 3, -1, -1)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from data.assemble import ahead, on_cpu, on_device
-from data.cache import Block, Resized
-from data.transforms import Crops, draw_crops
+from data.cache import Resized
+from data.decoding import threaded
+from data.transforms import Crops, draw_crops, to_batch
 from utils.seed import generator
 
 Batch = tuple[Tensor, Tensor]
@@ -55,16 +56,16 @@ class View:
 
     def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
         """The epoch that `key` names, from batch `start` on. Raises DataError on a damaged file."""
-        made = self._made(key, start)
-        return made if self._look.device.type == "cpu" else ahead(made)
+        batches = self._batches(key, start)
+        return batches if self._look.device.type == "cpu" else ahead(batches)
 
-    def _made(self, key: tuple, start: int) -> Iterator[Batch]:
+    def _batches(self, key: tuple, start: int) -> Iterator[Batch]:
         order, crops = self._draw(key)
-        parts = order.split(self._look.batch_size)[start:]
-        blocks = self._pixels.batches(self._look.resize_to, parts)
-        for part, images in zip(parts, blocks, strict=True):
-            x = self._assemble(len(part), images, crops and crops.of(part))
-            yield x, self.labels[part].to(self._look.device, non_blocking=True)
+        look, parts = self._look, order.split(self._look.batch_size)[start:]
+        sources = self._pixels.batches(look.resize_to, parts)
+        for part, (pixels, rows) in zip(parts, sources, strict=True):
+            x = to_batch(pixels, rows, crops and crops.of(part), look.size, look.device)
+            yield x, self.labels[part].to(look.device, non_blocking=True)
 
     def _draw(self, key: tuple) -> tuple[Tensor, Crops | None]:
         if not self._look.shuffled:
@@ -75,8 +76,10 @@ class View:
         crops = draw_crops(self.images, margin, rng) if self._look.augmented else None
         return order, crops
 
-    def _assemble(self, count: int, blocks: Iterator[Block], crops: Crops | None) -> Tensor:
-        size = self._look.size
-        if self._look.device.type != "cpu":
-            return on_device(size, blocks, crops, self._look.device)
-        return on_cpu(torch.empty((count, 3, size, size)), blocks, crops)
+
+def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+    """The same items, each made in a thread while the one before is used."""
+    for _, future in threaded(lambda source: next(source, None), repeat(items), 1, 1):
+        if (item := future.result()) is None:
+            return
+        yield item

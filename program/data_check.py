@@ -4,26 +4,28 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from data.cache import room
 from data.decoding import BATCH
-from data.faults import Faults, find_faults, without
+from data.faults import Faults, readable
 from data.images import FileImages, Images, Part, Splits, printable
-from data.load import make_views
-from data.locate import locate, present
-from data.opening import open_splits, require_images
+from data.load import make_views, shortened
+from data.opening import locate, open_splits, present, require_images
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look
-from program.data_report import Report, lines, listed
 from program.settings import Config
 from utils.errors import DataError
 
 CPU = torch.device("cpu")
 BUDGET = 5.0  # seconds of decoding, from which a longer epoch is extrapolated
+LISTED = 20  # classes or faults that are printed; RESULT has all
+Report = dict[str, Any]
 
 
 def check_data(config: Config) -> None:
@@ -34,21 +36,19 @@ def check_data(config: Config) -> None:
     """
     data, spec = config.data, SPECS[config.data.dataset]
     splits = open_splits(data.dataset, data.data, download=False)
-    root = locate(data.dataset, spec, data.data, download=False)
-    faults = [find_faults(part.images, data.workers, f"examining {name}")
-              for part, name in zip(splits, splits._fields, strict=True)]
-    good = Splits(*map(without, splits, faults))
+    root = locate(data.dataset, data.data, download=False)
+    good, faults = readable(splits, data.workers)
+    reports = map(split_report, splits, faults)
     report: Report = {
         "dataset": data.dataset,
         "folder": str(root.absolute()) if spec.markers else None,
         "found": present(spec, root),
         "classes": len(splits.train.classes),
-        "splits": {name: split_report(part, found) for name, part, found in
-                   zip(splits._fields, splits, faults, strict=True)},
+        "splits": dict(zip(splits._fields, reports, strict=True)),
         "unused": unused(splits),
         "epoch": time_epoch(good, config) if len(good.train.labels) else None,
     }
-    problem = find_problem(report, good, config)
+    problem = find_problem(good, faults, config)
     report["trainable"] = problem is None
     print("\n".join(lines(report)))
     print("RESULT " + json.dumps(report))
@@ -63,8 +63,7 @@ def split_report(part: Part, faults: Faults) -> Report:
         "images": len(part.labels),
         "source": source(part.images),
         "counts": dict(zip(map(printable, part.classes), counts, strict=True)),
-        "unreadable": {part.images.shown(row): why for row, why in faults.unreadable.items()},
-        "odd": {kind: [*map(part.images.shown, rows)] for kind, rows in faults.odd.items()},
+        **faults._asdict(),
     }
 
 
@@ -74,7 +73,12 @@ def source(images: Images) -> str:
         channels, height, width = images.pixels.shape[1:]
         return f"arrays of {width} x {height}, {'grey' if channels == 1 else 'RGB'}"
     endings = Counter(os.path.splitext(os.fsdecode(name))[1] for name in images.names.tolist())
-    return f"{images.root.absolute()} ({listed(dict(endings.most_common()))})"
+    return f"{images.root.absolute()} ({by_ending(dict(endings.most_common()))})"
+
+
+def by_ending(counts: dict[str, int]) -> str:
+    """Numbers of files by the end of their name: `3 .heic, 1 .txt`."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in counts.items())
 
 
 def unused(splits: Splits) -> dict[str, int]:
@@ -82,58 +86,99 @@ def unused(splits: Splits) -> dict[str, int]:
     used, folders = set(), set()
     for part in splits:
         if isinstance(part.images, FileImages):
-            names = [os.path.join(part.images.root, os.fsdecode(n)) for n in part.images.names]
-            used.update(names)
-            folders.update(map(os.path.dirname, names))
-            folders.update(os.path.join(part.images.root, name) for name in part.classes)
-    found = Counter(
+            root = part.images.root
+            used |= {os.path.join(root, os.fsdecode(name)) for name in part.images.names}
+            folders |= {os.path.join(root, name) for name in part.classes}
+    folders |= set(map(os.path.dirname, used))
+    endings = Counter(
         os.path.splitext(entry.name)[1] or entry.name
         for folder in filter(os.path.isdir, folders)
         for entry in os.scandir(folder)
         if entry.path not in used and not entry.name.startswith(".") and entry.is_file()
     )
-    return dict(found.most_common())
+    return dict(endings.most_common())
 
 
 def time_epoch(splits: Splits, config: Config) -> Report:
-    """Seconds to make every training image once at the size of the clean view, without a cache."""
-    size = config.data.input_size
+    """Seconds to make every training image once at the size of the clean view, without a cache.
+
+    For files also the bytes of the resized copies that both views use, and their limit.
+    """
+    size, images = config.data.input_size, splits.train.images
     data = replace(config.data, cache_gb=0.0, train_images=0, val_fraction=0.0)
-    view = make_views(splits, data, Look(size, size, BATCH, CPU)).clean
-    batches, start = view.batches("check"), time.perf_counter()
+    batches = make_views(splits, data, Look(size, size, BATCH, CPU)).clean.batches("check")
+    start = time.perf_counter()
     measured = first = len(next(batches)[1])
-    running = time.perf_counter()  # from here on without the start of the workers
+    running = time.perf_counter()  # from here on without the start of the threads
     for _, labels in batches:
         measured += len(labels)
         if time.perf_counter() > running + BUDGET:
             break
     seconds = time.perf_counter() - start
-    if measured < view.images:
-        seconds = (time.perf_counter() - running) * view.images / (measured - first)
+    if measured < len(images):
+        seconds = (time.perf_counter() - running) * len(images) / (measured - first)
         batches.close()
-    return {"images": view.images, "size": size, "workers": data.workers, "measured": measured,
-            "seconds": round(seconds, 3), **copies(splits.train, config)}  # fmt: skip
+    report = {"images": len(images), "size": size, "workers": data.workers, "measured": measured,
+              "seconds": round(seconds, 3)}  # fmt: skip
+    if isinstance(images, FileImages):
+        report["copies"] = len(images) * images.channels * (size**2 + clean_size(size) ** 2)
+        report["limit"] = room(config.data.cache_gb, CPU).memory
+    return report
 
 
-def copies(train: Part, config: Config) -> Report:
-    """Bytes of the resized copies of files that both views use, and the limit for them."""
-    if not isinstance(train.images, FileImages):
-        return {}
-    size = config.data.input_size
-    need = len(train.labels) * train.images.channels * (size**2 + clean_size(size) ** 2)
-    return {"copies": need, "limit": room(config.data.cache_gb, CPU).memory}
-
-
-def find_problem(report: Report, good: Splits, config: Config) -> DataError | None:
+def find_problem(good: Splits, faults: tuple[Faults, ...], config: Config) -> DataError | None:
     """Why the data cannot be trained on, or None."""
-    unreadable = [fault for split in report["splits"].values()
-                  for fault in split["unreadable"].items()]
+    unreadable = [item for part in faults for item in part.unreadable.items()]
     if unreadable and config.data.bad_images == "stop":
-        path, why = unreadable[0]
-        return DataError(f"{len(unreadable):,} images cannot be read, the first {path} ({why}): "
+        path, reason = unreadable[0]
+        return DataError(f"{len(unreadable):,} images cannot be read, the first {path} ({reason}): "
                          "get them again, or leave them out with --bad_images skip")
     try:
         require_images(good, f"{config.data.dataset}, without what cannot be read,")
     except DataError as error:
         return error
     return None
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for people, line by line: what is long is shortened and says so."""
+    markers = ", ".join(report["found"]) or "nothing on the disk"
+    yield f"{report['dataset']} in {report['folder'] or 'an installed package'}: found {markers}"
+    for name, split in report["splits"].items():
+        yield f"{name}: {split['images']:,} images, {split['source']}"
+        yield from split_lines(**split)
+    if report["unused"]:
+        yield f"files beside the images that are not used: {by_ending(report['unused'])}"
+    if report["epoch"]:
+        yield from epoch_lines(**report["epoch"])
+
+
+def split_lines(
+    counts: dict[str, int], unreadable: dict[str, str], odd: dict[str, list[str]], **_: object
+) -> Iterator[str]:
+    """The classes, each if there are few; what cannot be read, file by file; what is converted."""
+    few = ": " + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    yield (f"  {len(counts)} classes of {min(counts.values()):,} to {max(counts.values()):,} images"
+           f"{few if len(counts) <= LISTED else ''}")  # fmt: skip
+    if empty := [name for name, count in counts.items() if not count]:
+        yield f"  classes without an image, which keep their place: {shortened(empty)}"
+    if unreadable:
+        yield f"  {len(unreadable):,} images cannot be read:"
+    yield from (f"    {path}: {reason}" for path, reason in [*unreadable.items()][:LISTED])
+    if len(unreadable) > LISTED:
+        yield f"    and {len(unreadable) - LISTED:,} more, listed in RESULT"
+    yield from (f"  {kind}: {shortened(paths)}" for kind, paths in odd.items())
+
+
+def epoch_lines(
+    images: int, size: int, workers: int, measured: int, seconds: float, copies: int | None = None,
+    limit: int = 0,
+) -> Iterator[str]:  # fmt: skip
+    """How long an epoch of reading takes, and how often it happens."""
+    extrapolated = f", extrapolated from {measured:,}" if measured < images else ""
+    yield (f"an epoch: {images:,} training images at {size} px with --workers {workers} are read "
+           f"in {seconds:.2f} s{extrapolated}")  # fmt: skip
+    if copies is not None:
+        often = "once" if copies <= limit else "again in every epoch"
+        yield (f"resized copies take {copies / 1e9:.2f} of {limit / 1e9:.2f} GB (--cache_gb): "
+               f"decoded {often}")  # fmt: skip

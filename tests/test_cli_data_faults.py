@@ -222,7 +222,7 @@ def test_check_of_names_that_are_no_utf_8(tmp_path):
 def test_signal_during_the_check_ends_it_with_75(tmp_path):
     root = photos(tmp_path / "photos")
     words = ["--check_data", "--dataset", "imagefolder", "--data", root, "--workers", 1]
-    hook = (faults, "_note", 1, send("SIGTERM"), False)
+    hook = (faults, "examine", 1, send("SIGTERM"), False)
     done = forked(tmp_path / "run", *words, before=lambda: at_call(*hook))
     assert done.code == 75 and done.error.startswith("stopped by SIGTERM") and not done.out
 

@@ -199,7 +199,7 @@ def files(tmp_path):
 BUSY = {
     "filling the cache": (["--cache_gb", 1], (decoding, "decode", 3)),
     "a step": (["--cache_gb", 0], (PromptedClassifier, "forward", 3)),
-    "checking the data": (["--check_data"], (faults, "_note", 1)),
+    "checking the data": (["--check_data"], (faults, "examine", 1)),
 }
 
 

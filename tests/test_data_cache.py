@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from data import cache
-from data.cache import Room, resized, room
+from data.cache import Resized, Room, room
 from data.images import ArrayImages, FileImages
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -28,20 +28,6 @@ def photos(tmp_path):
     for name in names:
         Image.new("RGB", (9, 9)).save(tmp_path / name)
     return FileImages(tmp_path, np.array(names, dtype=np.bytes_))
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The bytes that were decoded at a time."""
-    seen, decode_all = [], cache.decode_all
-
-    def watched(*args):
-        kept = decode_all(*args)
-        seen.append(sum(pixels.numel() for pixels in kept.values()))
-        return kept
-
-    monkeypatch.setattr(cache, "decode_all", watched)
-    return seen
 
 
 def test_a_gpu_holds_a_quarter_of_what_it_has_left(gpu):
@@ -74,24 +60,26 @@ def test_without_a_limit_it_is_a_quarter_of_the_memory_on_a_gpu_too(gpu, monkeyp
 def test_copies_go_to_the_device_first_and_fit_the_limit(photos, kind, limit, on_device, homes):
     pixels = torch.zeros(COUNT, 3, 9, 9, dtype=torch.uint8)
     images = photos if kind == "files" else ArrayImages(pixels)
-    kept = resized(images, SIZES, Room(limit, META, on_device), workers=0)
-    places = kept._homes if kind == "files" else {s: t.device for s, t in kept._kept.items()}
-    assert [places.get(size) for size in SIZES] == homes
+    resized = Resized(images, SIZES, Room(limit, META, on_device), workers=0)
+    assert [resized._homes.get(size) for size in SIZES] == homes
 
 
 @pytest.mark.parametrize("limit", [BOTH, BOTH - 1])
 @pytest.mark.parametrize("free", [LARGE, BOTH, 100 * BOTH])
-def test_no_more_than_the_limit_is_decoded_for_a_gpu(photos, decoded, monkeypatch, limit, free):
+@pytest.mark.parametrize("kind", ["files", "an array"])
+def test_no_more_than_the_limit_is_kept_for_a_gpu(photos, monkeypatch, kind, limit, free):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * free, 8 * free))
     space = room(limit / 1e9, torch.device("cuda"))
     space.device = META  # which is there on every machine
-    kept = resized(photos, SIZES, space, workers=0)
-    next(kept.batches(SIZES[0], [torch.arange(2)]))
-    assert 0 < sum(decoded) <= limit
+    images = photos if kind == "files" else ArrayImages(torch.zeros(COUNT, 3, 9, 9).byte())
+    resized = Resized(images, SIZES, space, workers=0)
+    next(resized.batches(SIZES[0], [torch.arange(2)]))
+    next(resized.batches(SIZES[1], [torch.arange(2)]))
+    assert 0 < sum(copies.numel() for copies in resized._copies.values()) <= limit
 
 
 def test_all_sets_share_the_limit(photos):
     space = Room(BOTH, META, BOTH)
-    resized(photos, SIZES, space, workers=0)
-    later = resized(photos, SIZES, space, workers=0)
+    Resized(photos, SIZES, space, workers=0)
+    later = Resized(photos, SIZES, space, workers=0)
     assert space.take(1) is None and not later._homes

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data import decoding
-from data.decoding import decode_all, decode_batches, decoded
+from data.decoding import at_sizes, decoded
 from data.images import FileImages, file_part
 from utils.errors import DataError, Interrupted, VPNsError
 
@@ -22,7 +22,8 @@ def images(tmp_path: Path) -> FileImages:
     """Twelve grey images, each a shade of its own."""
     for row in range(12):
         Image.new("RGB", (6, 5), (20 * row,) * 3).save(tmp_path / f"{row:02}.png")
-    return file_part(tmp_path, sorted(tmp_path.glob("*.png")), [0] * 12, ["a"]).images
+    samples = [(path, 0) for path in sorted(tmp_path.glob("*.png"))]
+    return file_part(tmp_path, samples, ["a"]).images
 
 
 @THREADS
@@ -35,18 +36,11 @@ def test_results_come_in_order_whoever_is_fast(images: FileImages, threads: int)
 
 
 @THREADS
-def test_every_image_comes_at_every_size(images: FileImages, threads: int) -> None:
-    copies = decode_all(images, (4, 8), threads)
-    for size, pixels in copies.items():
-        assert pixels.shape == (12, 3, size, size)
-        assert pixels[:, 0, 0, 0].tolist() == [20 * row for row in range(12)]
-
-
-@THREADS
-def test_batches_have_their_rows(images: FileImages, threads: int) -> None:
-    rows = [torch.tensor([7, 2, 5]), torch.tensor([1])]
-    batches = list(decode_batches(images, 4, threads, rows))
-    assert [batch[:, 0, 0, 0].tolist() for batch in batches] == [[140, 40, 100], [20]]
+def test_batches_have_their_rows_at_every_size(images: FileImages, threads: int) -> None:
+    batches = [torch.tensor([7, 2, 5]), torch.tensor([1])]
+    for pixels in zip(*at_sizes(images, (4, 8), batches, threads), strict=True):
+        assert [batch[:, 0, 0, 0].tolist() for batch in pixels] == [[140, 40, 100], [20]]
+    assert pixels[0].shape == (3, 3, 8, 8)
 
 
 def fails(error: BaseException, images: FileImages, threads: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import images as images_module
-from data.faults import find_faults, readable
+from data.faults import readable
 from data.images import READ_BYTES, Splits, array_part, file_part
 from data.picture import decode, examine
 from utils.errors import DataError
@@ -130,27 +130,28 @@ def part(tmp_path):
         Image.new("RGB", (2, 2), (i, i, i)).save(path)
     for i in (2, 63, 149):
         paths[i].write_bytes(b"")
-    return file_part(tmp_path, paths, [i % 3 for i in range(150)], "abc")
+    return file_part(tmp_path, [(path, i % 3) for i, path in enumerate(paths)], "abc")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_faults_are_found_by_row_with_any_workers(part, workers):
-    found = find_faults(part.images, workers, "")
-    assert found.unreadable == {2: "zero bytes", 63: "zero bytes", 149: "zero bytes"}
+def test_faults_are_found_with_any_workers(part, workers):
+    _, faults = readable(Splits(part, part), workers)
+    paths = [part.images.shown(row) for row in (2, 63, 149)]
+    assert [each.unreadable for each in faults] == [dict.fromkeys(paths, "zero bytes")] * 2
 
 
 def test_what_is_left_keeps_order_labels_and_classes(part):
-    kept, left_out = readable(Splits(part, part), 0)
+    kept, _ = readable(Splits(part, part), 0)
     rows = [i for i in range(150) if i not in (2, 63, 149)]
     assert kept.train.labels.tolist() == [i % 3 for i in rows]
     assert [kept.train.images.path(i).name for i in range(147)] == [f"{i:03}.png" for i in rows]
-    assert kept.train.classes == ("a", "b", "c") and len(left_out) == 6
+    assert kept.train.classes == ("a", "b", "c")
 
 
 def test_arrays_have_no_faults():
     whole = array_part(np.zeros((3, 1, 4, 4), np.uint8), [0, 0, 0], "a")
-    kept, left_out = readable(Splits(whole, whole), 2)
-    assert kept.test is whole and left_out == ()
+    kept, faults = readable(Splits(whole, whole), 2)
+    assert kept.test is whole and faults == (({}, {}), ({}, {}))
     assert torch.equal(kept.train.labels, whole.labels)
 
 
@@ -166,7 +167,7 @@ def numbered(root, count, size=3):
 
 
 def identity(root, paths):
-    return b"".join(file_part(root, paths, [0] * len(paths), "a").images.identity())
+    return b"".join(file_part(root, [(path, 0) for path in paths], "a").images.identity())
 
 
 def grown(path):

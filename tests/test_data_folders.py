@@ -74,13 +74,13 @@ def test_classes_without_test_images_are_noted(tmp_path):
     tree(tmp_path, *(f"train/{name}/0" for name in "abcdef"), "test/b/1")
     (tmp_path / "test" / "a").mkdir()
     notes = load("imagefolder", tmp_path).notes
-    assert notes == ["classes without test images: 5 of 6 (a, c, d and 2 more)"]
+    assert notes == ("classes without test images: 5 of 6 (a, c, d and 2 more)",)
 
 
 def test_classes_without_training_images_are_noted(tmp_path):
     tree(tmp_path, "train/a/0", "test/a/1", "test/b/2")
     (tmp_path / "train" / "b").mkdir()
-    assert load("imagefolder", tmp_path).notes == ["classes without training images: 1 of 2 (b)"]
+    assert load("imagefolder", tmp_path).notes == ("classes without training images: 1 of 2 (b)",)
 
 
 def test_classes_are_noted_that_are_without_images_once_unreadable_ones_are_left_out(tmp_path):
@@ -94,7 +94,7 @@ def test_classes_are_noted_that_are_without_images_once_unreadable_ones_are_left
 def test_classes_that_were_not_drawn_are_not_noted(tmp_path, flags):
     tree(tmp_path, "train/a/0", "train/b/1", "test/a/2", "test/b/3")
     data = load("imagefolder", tmp_path, **flags)
-    assert len(data.clean.labels.unique()) == 1 and data.notes == []
+    assert len(data.clean.labels.unique()) == 1 and data.notes == ()
 
 
 def test_a_class_whose_name_is_no_utf_8_can_be_noted(tmp_path):

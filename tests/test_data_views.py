@@ -11,14 +11,12 @@ from PIL import Image
 
 import data.load as load_module
 from data import DataConfig, load_data
-from data.assemble import ahead, on_device
-from data.cache import ResizedArray, Room
-from data.images import ArrayImages, Part, Splits
-from data.splits import stratified
-from data.transforms import Crops, resize
+from data.images import ArrayImages, Part, Splits, stratified
+from data.transforms import Crops, draw_crops, resize, to_batch
+from data.views import ahead
 from utils.errors import DataError, UsageError
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def digits(size=16, batch_size=100, **flags):
@@ -149,13 +147,6 @@ def test_the_cache_changes_no_bit_of_arrays(name, cache_gb):
     assert same(plain, epoch(getattr(digits(cache_gb=cache_gb), name), 7))
 
 
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_a_batch_made_in_several_blocks_is_the_same(monkeypatch, cache_gb):
-    plain = epoch(digits().clean, 7)
-    monkeypatch.setattr("data.cache.BLOCK_BYTES", 7 * 18 * 18)
-    assert same(plain, epoch(digits(cache_gb=cache_gb).clean, 7))
-
-
 @pytest.mark.parametrize("name", ["clean", "prompted"])
 @pytest.mark.parametrize("workers, cache_gb", [(0, 0.0), (1, 0.0), (2, 0.0), (2, 1.0), (0, 15e-6)])
 def test_workers_and_cache_change_no_bit_of_files(photos, name, workers, cache_gb):
@@ -214,16 +205,24 @@ def test_batches_kept_by_the_caller_stay_as_they_were():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_accelerator_gets_the_same_batch(channels):
+def test_a_batch_by_hand(channels):
     pixels = torch.randint(0, 256, (6, channels, 18, 18)).to(torch.uint8)
     rows = torch.tensor([4, 0, 5])
     crops = Crops(torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1]),
                   torch.tensor([True, False, True]))
     expected = torch.stack([pixels[4, :, 0:16, 2:18].flip(2), pixels[0, :, 1:17, 0:16],
                             pixels[5, :, 2:18, 1:17].flip(2)]).expand(-1, 3, -1, -1) / 255
-    resized = ResizedArray(ArrayImages(pixels), (18,), Room(0, CPU))
-    blocks = next(resized.batches(18, [rows]))
-    assert torch.equal(on_device(16, blocks, crops, CPU), expected)
+    assert torch.equal(to_batch(pixels, rows, crops, 16, CPU), expected)
+
+
+@pytest.mark.parametrize("home", [CPU, META])
+@pytest.mark.parametrize("margin", [None, 2])
+def test_a_batch_is_made_on_the_device_wherever_its_copies_are(home, margin):
+    pixels, rows = torch.zeros(6, 1, 18, 18, dtype=torch.uint8, device=home), torch.arange(4)
+    crops = None if margin is None else draw_crops(4, margin, torch.Generator())
+    batch = to_batch(pixels, rows, crops, 18 - (margin or 0), META)
+    assert batch.device == META and batch.dtype == torch.float32
+    assert batch.shape == (4, 3, *[18 - (margin or 0)] * 2)
 
 
 def test_working_ahead_keeps_order_and_errors():

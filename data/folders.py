@@ -1,0 +1,98 @@
+"""Trees of class folders: train/<class>/... and test/ or val/, and Tiny-ImageNet's own."""
+
+import os
+from pathlib import Path
+
+from torchvision.datasets.folder import is_image_file, make_dataset
+
+from data.images import Part, Splits, file_part
+from utils.errors import DataError
+
+ANNOTATIONS = "val_annotations.txt"  # the labels of Tiny-ImageNet's flat val/images
+
+
+def open_folders(root: Path, test: tuple[str, ...] = ("test", "val")) -> Splits:
+    """The splits in `root`/train and in the first of `root`/`test` that exists.
+
+    Raises DataError when the folders do not agree, as in Tiny-ImageNet, which it recognises.
+    """
+    classes = _class_folders(root / "train")
+    other = next((name for name in test if (root / name).is_dir()), test[0])
+    flat = (root / other / "images").is_dir() and "images" not in classes
+    if flat and (root / "val" / ANNOTATIONS).is_file():
+        raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
+                        "--dataset tiny_imagenet")
+    return Splits(_scan(root / "train", classes), _scan(root / other, classes))
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """The names of the class folders in `folder`, sorted. Raises DataError when there are none."""
+    try:
+        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+    except OSError as error:
+        raise DataError(f"cannot read {folder} ({error.strerror})") from error
+    if not names:
+        raise DataError(f"{folder} has no class folders: sort its images into one folder a class")
+    return names
+
+
+def _scan(folder: Path, classes: list[str], ignore: tuple[str, ...] = ()) -> Part:
+    """The images below `folder`, one folder a class; a class's number is its place in `classes`.
+
+    A class without a folder keeps its number; a folder that is no class raises DataError.
+    """
+    present = set(_class_folders(folder)) - set(ignore)
+    if unknown := sorted(present - set(classes)):
+        raise DataError(f"{folder} has class folders that the training set has not "
+                        f"({', '.join(unknown[:3])}): make their names agree")
+    numbers = {name: number for number, name in enumerate(classes) if name in present}
+    samples = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
+    return file_part(folder, samples, classes)
+
+
+def _is_image(path: str) -> bool:
+    return is_image_file(path) and not os.path.basename(path).startswith(".")
+
+
+def open_tiny_imagenet(root: Path) -> Splits:
+    """100,000 training images; the test part is the official val. Label: rank of the wnid.
+
+    The official archive, or one whose val folder was sorted by class.
+    """
+    base = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
+    classes = _class_folders(base / "train")
+    wnids = base / "wnids.txt"
+    if wnids.is_file() and (absent := set(wnids.read_text().split()) - set(classes)):
+        raise DataError(f"{base / 'train'} lacks {len(absent)} of the classes of {wnids} "
+                        f"({min(absent)}): extract the archive again")
+    return Splits(_scan(base / "train", classes), _tiny_val(base / "val", classes))
+
+
+def _tiny_val(folder: Path, classes: list[str]) -> Part:
+    """val/images with val_annotations.txt, or folders by wnid in val or in val/images."""
+    annotations, images = folder / ANNOTATIONS, folder / "images"
+    entries = list(images.iterdir()) if images.is_dir() else []
+    if any(entry.is_file() for entry in entries):
+        if annotations.is_file():
+            return _annotated(images, annotations, classes)
+        raise DataError(f"{images} is not sorted by class and {annotations} is missing: "
+                        "their labels are unknown; extract the archive again")
+    by_class = images if any(entry.is_dir() for entry in entries) else folder
+    return _scan(by_class, classes, ignore=("images",))
+
+
+def _annotated(images: Path, annotations: Path, classes: list[str]) -> Part:
+    number = {wnid: i for i, wnid in enumerate(classes)}
+    rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
+    wrong = next((row for row in rows if len(row) < 2 or row[1] not in number), None)
+    if wrong:
+        raise DataError(f"{annotations} has a line of no known class ({' '.join(wrong)}): "
+                        "extract the archive again")
+    listed, present = {row[0] for row in rows}, {entry.name for entry in images.iterdir()}
+    if absent := listed - present:
+        raise DataError(f"{images} lacks {len(absent)} images of {annotations} ({min(absent)}): "
+                        "extract the archive again")
+    if unlisted := set(filter(_is_image, present - listed)):
+        raise DataError(f"{annotations} does not name {len(unlisted)} images of {images} "
+                        f"({min(unlisted)}): extract the archive again")
+    return file_part(images, [(images / row[0], number[row[1]]) for row in rows], classes)
