@@ -15,7 +15,7 @@ from benchmarks import reference
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
 from models.fit import require_fit
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.method import Search
 from pruning.scores import learn_masks

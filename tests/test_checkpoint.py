@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.artifact import export, masks_of, restore
 from models.classifier import PromptedClassifier
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning.masks import apply_masks, keep_top, prunable
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
