@@ -376,7 +376,7 @@ def test_a_network_without_convolution_biases_is_read_from_end_to_end(monkeypatc
         convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 40, 3))
         return nn.Sequential(convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, classes))
 
-    monkeypatch.setitem(NETWORKS, "small", Backbone(build, "3", {}, "none", 10, SIDE, SIDE, 2))
+    monkeypatch.setitem(NETWORKS, "small", Backbone(build, "3", "none", "", 10, SIDE, SIDE, 2))
     content = checkpoint("small")
     for key in ("0.0", "0.2"):
         del content["state_dict"][f"{key}.bias"]
