@@ -2,6 +2,7 @@
 
 import codecs
 import difflib
+import hashlib
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 from utils.errors import VPNsError
-from utils.files import sha256, sha256_file
+from utils.files import sha256_file
 from utils.model_file import write_side_car
 from utils.tensors import SUFFIXES, first_line, read_tensors
 from utils.torch_file import ZIP_START
@@ -75,7 +76,7 @@ def fetch(source: str) -> Path:
             ends = f"no address of weights, which would end in {', '.join(SUFFIXES)}"
             raise VPNsError(f"{source} is {ends}: download it yourself and give its path")
         end = re.sub(r"[^\w.-]", "_", address.path.rpartition("/")[2])[-80:]
-        digest = sha256(source.encode())[:12]  # keeps equal ends apart
+        digest = hashlib.sha256(source.encode()).hexdigest()[:12]  # keeps equal ends apart
         return _cached(f"{digest}-{end}", source, partial(_from_web, source))
     if address.scheme not in ("", "file"):
         raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
