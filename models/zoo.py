@@ -53,10 +53,6 @@ ZOO: dict[str, Published] = {
 }
 
 
-class _Refused(VPNsError):
-    """A whole download that the program does not read: another try is of no use."""
-
-
 def fetch(source: str) -> Path:
     """The local file that `source` stands for, downloaded into the cache if need be.
 
@@ -92,7 +88,9 @@ def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
     path = Path(os.environ.get("VPNS_CACHE") or "~/.cache/vpns").expanduser() / name
     if path.is_file():
-        _check_cached(path, link)
+        if fault := _fault(path):
+            way = "delete it (and its .sha256, if any), and it is fetched again from"
+            raise VPNsError(f"{fault.removesuffix(AGAIN)}: {way} {link}")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,41 +98,29 @@ def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
             aside = Path(folder) / name
             print(f"downloading {link} to {path}", file=sys.stderr)
             download(aside)
-            _check_download(aside, path, link)
-            write_side_car(path, sha256_file(aside))  # first, so that later damage is noticed
-            os.replace(aside, path)
-    except _Refused:
-        raise
+            fault = _fault(aside)
+            if fault is None:
+                write_side_car(path, sha256_file(aside))  # first, so that later damage is noticed
+                os.replace(aside, path)
+            elif fault.endswith(AGAIN):
+                text = fault.removesuffix(AGAIN).replace(str(aside), "what came")
+                raise VPNsError(_known_fault(aside) or text)
     except (VPNsError, OSError, HTTPException, ValueError) as error:
         reason = error if isinstance(error, VPNsError) else first_line(error)
         by_hand = f"download it yourself, save it as {path} and run again"
         raise VPNsError(f"cannot fetch {link} ({reason}): {by_hand}") from error
+    if fault:  # a whole file that the program refuses: another try is of no use
+        raise VPNsError(f"{fault.replace(str(aside), str(path))}; nothing is kept of {link}")
     return path
 
 
-def _check_cached(path: Path, link: str) -> None:
-    """Say how to replace a file in the cache that does not read."""
+def _fault(path: Path) -> str | None:
+    """Why the program does not read a file; only this notices a missing part of any format."""
     try:
         read_tensors(path, known=True)
     except VPNsError as error:
-        problem, way = str(error).removesuffix(AGAIN), "delete it (and its .sha256, if any)"
-        raise VPNsError(f"{problem}: {way}, and it is fetched again from {link}") from error
-
-
-def _check_download(aside: Path, path: Path, link: str) -> None:
-    """Refuse a download that the program would not read from `path` later.
-
-    Only reading notices that a part of a file is missing, whatever its format.
-    """
-    try:
-        read_tensors(aside, known=True)
-    except VPNsError as error:
-        text = str(error)
-        if text.endswith(AGAIN):
-            text = text.removesuffix(AGAIN).replace(str(aside), "what came")
-            raise VPNsError(_known_fault(aside) or text) from error
-        problem = text.replace(str(aside), str(path))
-        raise _Refused(f"{problem}; nothing is kept of {link}") from error
+        return str(error)
+    return None
 
 
 def _known_fault(path: Path) -> str | None:
