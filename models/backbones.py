@@ -53,15 +53,9 @@ NETWORKS: dict[str, Backbone] = {
         "mobilenet_v2", "classifier.1", "MobileNet_V2_Weights.IMAGENET1K_V1"
     ),
     "resnet20": Backbone(
-        resnet20,
-        "fc",
-        "fashion_mnist",
-        "resnet20_fashion_mnist.safetensors",
-        source_classes=10,
-        input_size=16,
-        output_size=16,
-        pad_size=2,
-    ),
+        resnet20, "fc", "fashion_mnist", "resnet20_fashion_mnist.safetensors",
+        source_classes=10, input_size=16, output_size=16, pad_size=2,
+    ),  # fmt: skip
 }
 ALIASES = {"vgg": "vgg16"}
 

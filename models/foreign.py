@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.backbones import NETWORKS
+from models.backbones import NETWORKS, Backbone
 from models.foreign_prompt import ForeignPrompt, read_prompt
 from models.mask_file import masks_in, plain, scores_in, threshold_masks
 from models.pretrained import all_tensors, few, misfit
@@ -56,15 +56,15 @@ def read_authors(
 def _interpret(file: Mapping[str, Any], prunable: Rule, density: float | None) -> Foreign:
     raw, notes = _tensors(file, "state_dict"), []
     network, state = recognise(plain(raw), notes)
-    weights = {name: state[name] for name in prunable(_skeleton(network))}
+    weights = {name: state[name] for name in prunable(_skeleton(NETWORKS[network]))}
     scores = scores_in(raw)
     masks = _score_masks(scores, weights, density) if scores else _stored_masks(file, raw, weights)
-    kept = sum(int(mask.sum()) for mask in masks.values())
+    count = sum(int(mask.sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    expected = kept if density is None else total - pruned_count(total, density)
-    if kept != expected:
+    expected = count if density is None else total - pruned_count(total, density)
+    if count != expected:
         why = "ties at the threshold are pruned" if scores else "its masks are taken as they are"
-        notes.append(f"keeps {kept} of {total}, not {expected}: {why}")
+        notes.append(f"keeps {count} of {total}, not {expected}: {why}")
     no_prompt = file.get("visual_prompt") is None
     return Foreign(
         network=network,
@@ -86,11 +86,11 @@ def _tensors(file: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 
 def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """The network whose keys are nearest, and its state dict; appends to `notes`."""
-    known = {name: _skeleton(name).state_dict() for name in NETWORKS}
+    known = {name: _skeleton(row).state_dict() for name, row in NETWORKS.items()}
     name = min(known, key=lambda n: len(known[n].keys() ^ state.keys()))
     if len(known[name].keys() & state.keys()) < len(known[name]) / 2:
         raise VPNsError(f"its network is not recognised: it is none of {', '.join(NETWORKS)}")
-    modules = _skeleton(name).named_modules()
+    modules = _skeleton(NETWORKS[name]).named_modules()
     biases = [f"{n}.bias" for n, m in modules if isinstance(m, nn.Conv2d) and m.bias is not None]
     if biases and not any(key in state for key in biases):
         state = state | {key: torch.zeros(known[name][key].shape) for key in biases}
@@ -101,15 +101,11 @@ def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str
     return name, {key: state[key] for key in known[name] if key in state}
 
 
-def _skeleton(name: str) -> nn.Module:
-    """The network without memory, for its names and shapes."""
-    return _on_meta(NETWORKS[name].build, NETWORKS[name].source_classes)
-
-
 @cache
-def _on_meta(build: Callable[[int], nn.Module], classes: int) -> nn.Module:
+def _skeleton(row: Backbone) -> nn.Module:
+    """The network without memory, for its names and shapes."""
     with torch.device("meta"):
-        return build(classes)
+        return row.build(row.source_classes)
 
 
 def _score_masks(scores: Tensors, weights: Tensors, density: float | None) -> dict[str, Tensor]:
