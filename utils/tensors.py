@@ -20,7 +20,7 @@ from utils.torch_file import inspect, refusal
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
+def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     """The dict in a .safetensors, .pt or .pth file, on the CPU.
 
     A safetensors file gives name -> tensor; a torch file what its writer put in, which may be
@@ -30,7 +30,6 @@ def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
     that is missing, damaged, of another kind, that declares more than it holds, or that asks for
     code to be run.
     """
-    path = Path(path)
     if path.suffix not in SUFFIXES:
         ends = ".safetensors, .pt or .pth"
         raise VPNsError(f"{path} is not a file of weights: its name must end in {ends}")
