@@ -34,7 +34,7 @@ class VisualPrompt(nn.Module):
     region: Tensor
 
     def __init__(self, region: Tensor) -> None:
-        """`region` is float (H, H), 1 where the prompt shows and 0 elsewhere."""
+        """`region` is float (H, H), 1 where the prompt may show and 0 elsewhere."""
         super().__init__()
         self.output_size = len(region)
         self.program = nn.Parameter(torch.zeros(3, *region.shape))
@@ -59,8 +59,8 @@ class VisualPrompt(nn.Module):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """The prompt alone as an image, (3, H, H) in [0, 1]; 0.5 is "adds nothing"."""
-        return (self.pixels() * self.visible() / 2 + 0.5).clamp(0, 1)
+        """The prompt at all places where it may show, (3, H, H) in [0, 1]; 0.5 adds nothing."""
+        return (self.pixels() * self.region / 2 + 0.5).clamp(0, 1)
 
 
 class SigmoidPrompt(VisualPrompt):

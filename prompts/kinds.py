@@ -64,11 +64,6 @@ class RandomPrompt(SigmoidPrompt):
         region[top : top + self.mask_size, left : left + self.mask_size] = 1
         return region
 
-    @torch.no_grad()
-    def picture(self) -> Tensor:
-        """The whole program, since every place shows in some batch, (3, H, H) in [0, 1]."""
-        return self.pixels() / 2 + 0.5
-
 
 def square(output_size: int, start: int, size: int) -> Tensor:
     """1 in a square of `size` pixels from `start` on both axes, else 0, (H, H)."""
