@@ -62,7 +62,7 @@ ALIASES = {"vgg": "vgg16"}
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network, and where its weights come from. An alias becomes the network's name."""
+    """The flags of the network; an alias becomes the network's name."""
 
     network: str = flag(
         "resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES), group="network"
@@ -80,7 +80,7 @@ class NetworkConfig:
 
 
 def backbone(name: str) -> Backbone:
-    """The row of a network or alias. Raises UsageError for a name that is not one."""
+    """The row of a network or alias. Raises UsageError for any other name."""
     row = NETWORKS.get(ALIASES.get(name, name))
     if row is None:
         raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}")
@@ -93,12 +93,11 @@ def build_network(
     """A network on the CPU with its weights loaded, in training mode.
 
     `weights` is a name of the network's, `none`, a path to a file with the network's own keys,
-    or None for the network's default. With `classes` None the source head stays: 1000-way for
-    torchvision networks, 10-way for resnet20, of the size in the file for a path. A number
-    gives a head with that many outputs, a new one where the loaded head has another size.
-    New values depend on `seed` alone and leave torch's random state as it was.
-    Raises UsageError for weights that the network does not have, VPNsError for weights that
-    cannot be had or do not fit.
+    or None for the network's default. With `classes` None the source head stays, of the size in
+    the file for a path; a number gives a head with that many outputs, a new one where the loaded
+    head has another size. New values depend on `seed` alone and leave torch's random state as it
+    was. Raises UsageError for weights that the network does not have, VPNsError for weights that
+    are out of reach or do not fit.
     """
     row = backbone(name)
     weights = row.weights if weights is None else weights
@@ -131,9 +130,9 @@ def _load(name: str, weights: str) -> dict[str, Tensor] | None:
 
 
 def weights_file(name: str, weights: str) -> Path | None:
-    """The file that `weights` is, which may be missing; None for a name that the network has.
+    """The path in `weights`, perhaps of no file; None for a name of the network's.
 
-    Raises UsageError for a name that it has not.
+    Raises UsageError for a name of another network's, and for a word that is no path.
     """
     names, path = (backbone(name).weights, "none"), Path(weights).expanduser()
     if weights in names:

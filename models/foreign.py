@@ -86,19 +86,19 @@ def _tensors(file: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 
 def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """The network whose keys are nearest, and its state dict; appends to `notes`."""
-    known = {name: _skeleton(row).state_dict() for name, row in NETWORKS.items()}
-    name = min(known, key=lambda n: len(known[n].keys() ^ state.keys()))
-    if len(known[name].keys() & state.keys()) < len(known[name]) / 2:
+    expected = {name: _skeleton(row).state_dict() for name, row in NETWORKS.items()}
+    name = min(expected, key=lambda n: len(expected[n].keys() ^ state.keys()))
+    if len(expected[name].keys() & state.keys()) < len(expected[name]) / 2:
         raise VPNsError(f"its network is not recognised: it is none of {', '.join(NETWORKS)}")
     modules = _skeleton(NETWORKS[name]).named_modules()
     biases = [f"{n}.bias" for n, m in modules if isinstance(m, nn.Conv2d) and m.bias is not None]
     if biases and not any(key in state for key in biases):
-        state = state | {key: torch.zeros(known[name][key].shape) for key in biases}
+        state = state | {key: torch.zeros(expected[name][key].shape) for key in biases}
         notes.append("trained without the biases of the convolutions: they are zero here")
-    problem = misfit(known[name], state)
+    problem = misfit(expected[name], state)
     if problem:
         raise VPNsError(f"its network is nearest to {name}, but does not fit: {problem}")
-    return name, {key: state[key] for key in known[name] if key in state}
+    return name, {key: state[key] for key in expected[name] if key in state}
 
 
 @cache

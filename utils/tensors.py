@@ -25,10 +25,9 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
 
     A safetensors file gives name -> tensor; a torch file what its writer put in, which may be
     nested, but only tensors, numbers, strings and containers. A checksum in `<file>.sha256`
-    beside it is compared; without one the sums inside a zip are, and a line says what that is
-    worth, unless the caller has compared the file already (`known`). Raises VPNsError for a file
-    that is missing, damaged, of another kind, that declares more than it holds, or that asks for
-    code to be run.
+    beside it is compared; without one the sums inside a zip are, and a line says so, unless the
+    caller has compared the file already (`known`). Raises VPNsError for a file that is missing,
+    damaged, of another kind, that declares more than it holds, or that asks for code to be run.
     """
     if path.suffix not in SUFFIXES:
         ends = ".safetensors, .pt or .pth"
@@ -50,7 +49,7 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[Any, str]:
-    """The content of a file, and what is known of it without a side-car."""
+    """The content of a file, and the worth of the checksums inside it."""
     blind = "has no checksum, so a changed bit would not be noticed"
     if path.suffix == ".safetensors":
         return _read_safetensors(path), f"safetensors {blind}"
