@@ -1,4 +1,4 @@
-"""A pruned classifier as tensors with stock keys and a few JSON values, and back."""
+"""A pruned classifier as tensors with the network's own keys and a few JSON values, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ Masks = Mapping[str, Tensor]  # bool by parameter name, in the shape of the weig
 
 
 def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The network's own state dict with +0.0 in the pruned places, and what is not in it.
+    """The network's state dict with +0.0 in the pruned places, and the values that it lacks.
 
-    The file holds a mask as "not zero"; a kept weight that happens to be exactly zero is listed
-    in `kept_zeros` by its flat index, so that the mask comes back to the last weight.
+    The file holds a mask as "not zero"; `kept_zeros` lists the flat indices of kept weights that
+    happen to be exactly zero, so that the mask comes back to the last weight.
     """
     tensors = dict(model.network.state_dict())
     kept_zeros = {}
@@ -37,7 +37,7 @@ def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], 
 
 
 def masks_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The masks of an exported network, by parameter name: weights not zero, and kept zeros.
+    """The masks of an exported network by parameter name: nonzero weights and kept zeros.
 
     Raises ValueError or LookupError for names that no tensor has; for within `understood`.
     """

@@ -1,12 +1,12 @@
 """The networks, one row each, and how they get their weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from models.pretrained import hub_state, misfit, read_state
 from models.resnet_cifar import resnet20
@@ -23,14 +23,15 @@ SHIPPED = Path(__file__).parent / "weights"
 class Backbone:
     """One network. `build(classes)` makes it with random weights and a head of that size.
 
-    `named` gives its named weights: a torchvision enum entry, or a file in `models/weights`.
-    Sizes are in pixels: of the images, of the canvas, and the width of the prompt's frame.
+    `weights` names its pre-trained weights; their `source` is a torchvision enum entry, or a file
+    in `models/weights`. Sizes are in pixels: of the images, of the canvas, and the width of the
+    prompt's frame.
     """
 
     build: Callable[[int], nn.Module]
     head: str
-    named: Mapping[str, str]
-    weights: str = "imagenet"
+    weights: str
+    source: str
     source_classes: int = 1000
     input_size: int = 224
     output_size: int = 224
@@ -39,13 +40,8 @@ class Backbone:
     std: tuple[float, float, float] = IMAGENET_STD
 
 
-def _torchvision(name: str, head: str, weights: str) -> Backbone:
-    def build(classes: int) -> nn.Module:
-        import torchvision
-
-        return torchvision.models.get_model(name, weights=None, num_classes=classes)
-
-    return Backbone(build, head, MappingProxyType({"imagenet": weights}))
+def _torchvision(name: str, head: str, source: str) -> Backbone:
+    return Backbone(lambda classes: get_model(name, num_classes=classes), head, "imagenet", source)
 
 
 NETWORKS: dict[str, Backbone] = {
@@ -57,22 +53,16 @@ NETWORKS: dict[str, Backbone] = {
         "mobilenet_v2", "classifier.1", "MobileNet_V2_Weights.IMAGENET1K_V1"
     ),
     "resnet20": Backbone(
-        resnet20,
-        "fc",
-        MappingProxyType({"fashion_mnist": "resnet20_fashion_mnist.safetensors"}),
-        weights="fashion_mnist",
-        source_classes=10,
-        input_size=16,
-        output_size=16,
-        pad_size=2,
-    ),
+        resnet20, "fc", "fashion_mnist", "resnet20_fashion_mnist.safetensors",
+        source_classes=10, input_size=16, output_size=16, pad_size=2,
+    ),  # fmt: skip
 }
 ALIASES = {"vgg": "vgg16"}
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which network, and where its weights come from. An alias becomes the network's name."""
+    """The flags of the network; an alias becomes the network's name."""
 
     network: str = flag(
         "resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES), group="network"
@@ -90,7 +80,7 @@ class NetworkConfig:
 
 
 def backbone(name: str) -> Backbone:
-    """The row of a network or alias. Raises UsageError for a name that is not one."""
+    """The row of a network or alias. Raises UsageError for any other name."""
     row = NETWORKS.get(ALIASES.get(name, name))
     if row is None:
         raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}")
@@ -103,62 +93,51 @@ def build_network(
     """A network on the CPU with its weights loaded, in training mode.
 
     `weights` is a name of the network's, `none`, a path to a file with the network's own keys,
-    or None for the network's default. With `classes` None the source head stays: 1000-way for
-    torchvision networks, 10-way for resnet20, of the size in the file for a path. A number
-    gives a head with that many outputs, a new one where the loaded head has another size.
-    New values depend on `seed` alone and leave torch's random state as it was.
-    Raises UsageError for weights that the network does not have, VPNsError for weights that
-    cannot be had or do not fit.
+    or None for the network's default. With `classes` None the source head stays, of the size in
+    the file for a path; a number gives a head with that many outputs, a new one where the loaded
+    head has another size. New values depend on `seed` alone and leave torch's random state as it
+    was. Raises UsageError for weights that the network does not have, VPNsError for weights that
+    are out of reach or do not fit.
     """
     row = backbone(name)
-    chosen = row.weights if weights is None else weights
-    state = _load(name, row, chosen)
+    weights = row.weights if weights is None else weights
+    state = _load(name, weights)
+    head = (state or {}).get(f"{row.head}.weight")
+    loaded = (head is not None and head.ndim == 2 and len(head)) or row.source_classes
+    with torch.random.fork_rng(devices=()):  # torch's CPU generator draws all new values
+        torch.default_generator.manual_seed(key_seed(seed, "network"))
+        network = row.build(classes or loaded)
     if state is None:
-        return _seeded(row, row.source_classes if classes is None else classes, seed)
-    loaded = _head_size(row, state) or row.source_classes
-    network = _seeded(row, loaded if classes is None else classes, seed)
+        return network
     fresh = network.state_dict()
     if classes not in (None, loaded):
         state = state | {key: fresh[key] for key in fresh if key.rpartition(".")[0] == row.head}
     problem = misfit(fresh, state)
     if problem:
-        raise VPNsError(f"the weights {chosen} do not fit {name}: {problem}")
+        raise VPNsError(f"the weights {weights} do not fit {name}: {problem}")
     network.load_state_dict(state)
     return network
 
 
-def _seeded(row: Backbone, classes: int, seed: int) -> nn.Module:
-    """Build with a random state of its own (torch's CPU generator draws all the values)."""
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(key_seed(seed, "network"))
-        return row.build(classes)
-
-
-def _head_size(row: Backbone, state: Mapping[str, Tensor]) -> int | None:
-    weight = state.get(f"{row.head}.weight")
-    return len(weight) if weight is not None and weight.ndim == 2 else None
-
-
-def _load(name: str, row: Backbone, weights: str) -> dict[str, Tensor] | None:
+def _load(name: str, weights: str) -> dict[str, Tensor] | None:
     """The state dict that `weights` stands for; None for `none`."""
-    path = weights_file(name, weights)
-    if path is not None:
-        return read_state(path)
     if weights == "none":
         return None
-    source = row.named[weights]
-    return read_state(SHIPPED / source) if source.endswith(SUFFIXES) else hub_state(source)
+    path, source = weights_file(name, weights), backbone(name).source
+    if path is None and not source.endswith(SUFFIXES):
+        return hub_state(source)
+    return read_state(path or SHIPPED / source)
 
 
 def weights_file(name: str, weights: str) -> Path | None:
-    """The file that `weights` is, which may be missing; None for a name that the network has.
+    """The path in `weights`, perhaps of no file; None for a name of the network's.
 
-    Raises UsageError for a name that it has not.
+    Raises UsageError for a name of another network's, and for a word that is no path.
     """
-    names, path = (*backbone(name).named, "none"), Path(weights).expanduser()
+    names, path = (backbone(name).weights, "none"), Path(weights).expanduser()
     if weights in names:
         return None
-    of_others = weights in {n for row in NETWORKS.values() for n in row.named}
+    of_others = weights in {row.weights for row in NETWORKS.values()}
     if of_others or not (path.suffix or path.exists()):
         raise UsageError(f"{name} has no weights {not_one_of(weights, names, ' or a file')}")
     return path

@@ -12,9 +12,9 @@ from utils.precision import Precision
 class PromptedClassifier(nn.Module):
     """Images in [0, 1] to logits of the target classes.
 
-    The network is an ordinary one and keeps its own state-dict keys; the prompt is None in a run
-    without one; `label_map` (C,) holds a source class for each target class, or is None when the
-    head already has one output per target class.
+    The network keeps its own state-dict keys; the prompt is None in a run without one; `label_map`
+    (C,) holds a source class for each target class, or is None when the head has one output per
+    target class.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class PromptedClassifier(nn.Module):
         self.precision = Precision()
 
     def use(self, precision: Precision) -> None:
-        """Run the network in this way from now on, wherever the model is used."""
+        """Run the network in this precision from now on."""
         self.precision = precision
         precision.prepare(self.network)
 
@@ -59,13 +59,13 @@ class PromptedClassifier(nn.Module):
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """Within, the network runs in float32 by its own code, whatever `use` was given."""
-        given, self.precision = self.precision, Precision()
+        """Run the network in float32 by its own code within, whatever `use` set."""
+        precision, self.precision = self.precision, Precision()
         try:
-            with given.uncompiled():
+            with precision.uncompiled():
                 yield
         finally:
-            self.precision = given
+            self.precision = precision
 
     def forward(self, x: Tensor, prompted: bool = False) -> Tensor:
         """(B, 3, h, h) in [0, 1] to (B, C). The prompted input has the canvas' size, not h."""

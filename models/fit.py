@@ -1,4 +1,4 @@
-"""Whether a network can take the images of a run, told before any work by one tiny forward."""
+"""One tiny forward pass tells before any work whether a network can take the images of a run."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,11 +12,10 @@ FAULTS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)  # of
 
 
 def require_fit(name: str, build: Build, sizes: Iterable[int], batch: int = 2) -> None:
-    """Require logits from a batch of images of each size, in pixels, in training mode.
+    """Require logits (B, classes) from a batch of images of each size, in pixels, in training mode.
 
-    `build` makes the network, `name` is what the message calls it; torch's random state stays as
-    it was. Raises UsageError for the first size at which the network fails or gives anything but
-    a tensor (B, classes).
+    The message calls the network `name`; torch's random state stays as it was. Raises UsageError
+    for the first size at which the network fails or gives anything else.
     """
     with torch.random.fork_rng(devices=()), torch.no_grad():
         for size in dict.fromkeys(sizes):
@@ -27,10 +26,9 @@ def require_fit(name: str, build: Build, sizes: Iterable[int], batch: int = 2) -
 
 
 def require_rest(name: str, build: Build, sizes: Iterable[int], rest: int) -> None:
-    """Require that the last batch of an epoch, of `rest` images, can be trained on.
+    """Raises UsageError when the last batch of an epoch has one image and one is too few.
 
-    Raises UsageError when it is a single image and the network cannot train on one: BatchNorm has
-    no variance of one value.
+    `rest` counts the images of that batch. BatchNorm has no variance of one value.
     """
     if rest != 1:
         return
@@ -44,7 +42,7 @@ def require_rest(name: str, build: Build, sizes: Iterable[int], rest: int) -> No
 
 
 def _problem(build: Build, device: str, batch: int, size: int) -> str | None:
-    """Why the network gives no logits there; None if it does.
+    """The reason why the network gives no logits on a device; None if it does.
 
     The meta device costs no memory and no arithmetic but lacks some operations, so that the CPU
     has the last word on a fault.

@@ -1,7 +1,7 @@
 """The prompt in an authors' file: its kind is not stored, its region shows it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from utils.errors import VPNsError
 
 
-@dataclass(frozen=True)
-class ForeignPrompt:
-    """`program` (3, H, H); `region` (H, H) bool, where it shows, None for `random`.
+class ForeignPrompt(NamedTuple):
+    """`program` is (3, H, H).
 
     `size` in pixels: the width of the frame (`pad`), the side of the square (`fix`), the side of
     the image in the middle (`expand`); None for `random`, whose size is not stored.
@@ -19,7 +18,6 @@ class ForeignPrompt:
 
     kind: str
     program: Tensor
-    region: Tensor | None
     size: int | None
 
 
@@ -33,12 +31,12 @@ def read_prompt(state: Mapping[str, Tensor]) -> ForeignPrompt:
     if not program.isfinite().all():
         raise VPNsError("the prompt is not finite")
     if mask is None:
-        return ForeignPrompt("random", program, None, None)
+        return ForeignPrompt("random", program, None)
     region = mask[0] != 0 if mask.ndim == 3 else mask != 0
     if mask.shape != program.shape or not torch.equal(mask, region.expand_as(mask).to(mask)):
         raise VPNsError("the prompt's mask is not one region of 0 and 1 for all three channels")
     kind, size = region_kind(region)
-    return ForeignPrompt(kind, program, region, size)
+    return ForeignPrompt(kind, program, size)
 
 
 def region_kind(region: Tensor) -> tuple[str, int]:
@@ -50,21 +48,21 @@ def region_kind(region: Tensor) -> tuple[str, int]:
     side, width = len(region), int(region[len(region) // 2].long().argmin())
     if region.all():
         return "pad", side // 2
-    square = int(region[0].sum())
-    if square and torch.equal(region, _block(side, 0, square)):
-        return "fix", square
+    corner = int(region[0].sum())
+    if corner and torch.equal(region, _square(side, 0, corner)):
+        return "fix", corner
     inner = int((~region).any(0).sum())
-    if torch.equal(~region, _block(side, width, width + inner)):
-        margins = width, side - width - inner
-        if margins[0] == margins[1]:
+    if torch.equal(~region, _square(side, width, width + inner)):
+        after = side - width - inner
+        if width == after:
             return "pad", width
-        if margins[0] == margins[1] + 1:
+        if width == after + 1:
             return "expand", inner
     raise VPNsError("the prompt's mask is neither a frame, a corner square nor a ring")
 
 
-def _block(side: int, start: int, stop: int) -> Tensor:
-    """A square from `start` to `stop` in both directions, (side, side) bool."""
-    block = torch.zeros(side, side, dtype=torch.bool)
-    block[start:stop, start:stop] = True
-    return block
+def _square(side: int, start: int, stop: int) -> Tensor:
+    """True from `start` to `stop` on both axes, (side, side)."""
+    region = torch.zeros(side, side, dtype=torch.bool)
+    region[start:stop, start:stop] = True
+    return region

@@ -17,9 +17,9 @@ MAPPINGS = ("flm", "ilm", "rlm", "none")
 def count_predictions(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: int, prompted: bool
 ) -> Tensor:
-    """How many samples of each target class the network puts into each source class.
+    """Count the samples of each target class that the network puts into each source class.
 
-    `model` offers source_logits; the pass runs in eval mode and restores the mode it found. The
+    `model` offers source_logits; the pass runs in eval mode and restores the mode before it. The
     draws of a `random` prompt depend on the batch alone.
     Returns int64 (S, C) on the CPU; a class without a sample keeps its column of zeros.
     """

@@ -1,25 +1,26 @@
 """Masks in files: a search starts from somebody's mask, on request with the weights beside it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.artifact import masks_of
 from models.classifier import PromptedClassifier
-from models.foreign_masks import threshold_masks
-from models.foreign_network import MASK, SCORE, masks_in, plain, scores_in
 from models.pretrained import misfit
+from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
 from utils.model_file import read_meta, unpack_tensor
 from utils.tensors import read_tensors, understood
 
+# Scores lie beside a layer's weight; torch.nn.utils.prune puts its suffixes behind the weight.
+SCORE, ORIG, MASK = ".popup_scores", "weight_orig", "weight_mask"
 
-@dataclass(frozen=True)
-class MaskFile:
+
+class MaskFile(NamedTuple):
     """Masks (bool by parameter name), the network's state dict, and the prompt's program if any."""
 
     masks: dict[str, Tensor]
@@ -56,6 +57,39 @@ def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) ->
     if not isinstance(program, Tensor | None):
         raise TypeError(f"the prompt is a {type(program).__name__}")
     return MaskFile({name: mask != 0 for name, mask in masks.items()}, plain(raw), program)
+
+
+def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own parameters: scores and masks left out, weight_orig called weight."""
+    return {
+        key.removesuffix("_orig") if key.endswith(ORIG) else key: value.detach().contiguous()
+        for key, value in raw.items()
+        if not key.endswith((SCORE, MASK))
+    }
+
+
+def scores_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by parameter name."""
+    return {f"{k.removesuffix(SCORE)}.weight": v for k, v in raw.items() if k.endswith(SCORE)}
+
+
+def masks_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as the file stores them, by parameter name."""
+    return {key.removesuffix("_mask"): value for key, value in raw.items() if key.endswith(MASK)}
+
+
+def threshold_masks(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """Keep |score| > tau, tau the int((1 - density) * N)-th smallest of all; bool by name.
+
+    This is the authors' strict rule (METHODS section 1.3), which prunes ties; `keep_top` of our own
+    searches differs from it in the ties only.
+    """
+    sizes = torch.cat([score.flatten() for score in scores.values()]).float().abs_()
+    pruned = pruned_count(len(sizes), density)
+    if pruned < 1:
+        return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    tau = float(np.partition(sizes.numpy(), pruned - 1)[pruned - 1])
+    return {name: score.abs() > tau for name, score in scores.items()}
 
 
 @torch.no_grad()

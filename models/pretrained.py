@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
+from torchvision.models import get_weight
 
 from utils.errors import VPNsError
 from utils.files import sha256_file
@@ -25,8 +26,8 @@ def read_state(path: Path, known: bool = False) -> dict[str, Tensor]:
     Raises VPNsError when it holds anything but tensors by name.
     """
     state = read_tensors(path, known)
-    if not all_tensors(state):
-        other = [str(key) for key, value in state.items() if not all_tensors({key: value})]
+    other = [str(key) for key, value in state.items() if not all_tensors({key: value})]
+    if other:
         raise VPNsError(f"{path} is not a plain state dict: no tensors under {few(other)}")
     return state
 
@@ -58,22 +59,19 @@ def few(words: list[str]) -> str:
     return ", ".join(words[:FEW]) + rest
 
 
-def hub_url(entry: str) -> str:
-    """Where torchvision's weights of that name lie, such as ResNet18_Weights.IMAGENET1K_V1."""
-    import torchvision
-
-    return torchvision.models.get_weight(entry).url
-
-
 def hub_state(entry: str) -> dict[str, Tensor]:
-    """Weights of torchvision from torch.hub's folder, fetched into it if they are not there.
+    """Torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1, from torch.hub's folder.
 
-    Raises VPNsError when they cannot be had, with the place to put them by hand.
+    Fetches them if they are not there. Raises VPNsError when they cannot be had, with the place to
+    put them by hand, or when the start of their SHA-256 is not the one in their name.
     """
-    url, folder = hub_url(entry), Path(torch.hub.get_dir()) / "checkpoints"
+    url, folder = get_weight(entry).url, Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name
+    start = re.search(r"-([0-9a-f]{8,})$", path.stem)
     if path.exists():
-        return read_state(path, known=_check_name(path, url))
+        if start and not sha256_file(path).startswith(start[1]):
+            raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
+        return read_state(path, known=start is not None)
     try:
         with redirect_stdout(sys.stderr):  # torch.hub prints there; ours ends with RESULT
             return torch.hub.load_state_dict_from_url(
@@ -86,14 +84,3 @@ def hub_state(entry: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, HTTPException) as error:
         what = f"cannot download {path.name} ({first_line(error)})"
         raise VPNsError(f"{what}: get {url} yourself and put it in {folder}") from error
-
-
-def _check_name(path: Path, url: str) -> bool:
-    """Compare a file with the start of its SHA-256, which torchvision puts into the name.
-
-    Returns whether there is one.
-    """
-    start = re.search(r"-([0-9a-f]{8,})$", path.stem)
-    if start and not sha256_file(path).startswith(start.group(1)):
-        raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
-    return start is not None

@@ -2,34 +2,24 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, conv3x3
 
 
-def _conv(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+class Shortcut(nn.Module):
+    """The shortcut without parameters, option A of the paper.
 
+    Takes every `stride`-th pixel and puts channels of zeros before and after the old ones.
+    """
 
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut without parameters (option A of the paper)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, stride: int, more_channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv(inputs, outputs, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _conv(outputs, outputs, 1)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.grown = stride, outputs - inputs
+        self.stride, self.more_channels = stride, more_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self._shortcut(x))
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        """Every stride-th pixel, with channels of zeros before and after the old ones."""
-        before = self.grown // 2
+        """(B, channels, h, w) to (B, channels + more, ceil(h / stride), ceil(w / stride))."""
+        before = self.more_channels // 2
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, before, self.grown - before)) if self.grown else x
+        return F.pad(x, (0, 0, 0, 0, before, self.more_channels - before))
 
 
 class ResNetCifar(nn.Module):
@@ -40,29 +30,26 @@ class ResNetCifar(nn.Module):
 
     def __init__(self, depth: int, classes: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(3, 16, 1), nn.BatchNorm2d(16)
+        self.conv1, self.bn1 = conv3x3(3, 16), nn.BatchNorm2d(16)
         self.layer1 = _stage(depth, 16, 16, 1)
         self.layer2 = _stage(depth, 16, 32, 2)
         self.layer3 = _stage(depth, 32, 64, 2)
         self.fc = nn.Linear(64, classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, h, w) to logits (B, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
 
 
 def _stage(depth: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    first = Block(inputs, outputs, stride)
-    return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(depth - 1)))
+    shortcut = Shortcut(stride, outputs - inputs) if stride > 1 else None
+    first = BasicBlock(inputs, outputs, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1)))
 
 
 def resnet20(classes: int) -> ResNetCifar:

@@ -4,20 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prompts.base import VisualPrompt
-from prompts.expand import ExpandPrompt
-from prompts.fix import FixPrompt
-from prompts.pad import PadPrompt
-from prompts.random import RandomPrompt
+from prompts.kinds import ExpandPrompt, FixPrompt, PadPrompt, RandomPrompt
 from utils.config import flag, number
 
-__all__ = [
-    "PROMPTS",
-    "PromptConfig",
-    "Sizes",
-    "VisualPrompt",
-    "build_prompt",
-    "has_prompt",
-]
+__all__ = ["PROMPTS", "PromptConfig", "Sizes", "VisualPrompt", "build_prompt", "has_prompt"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class PromptConfig:
 
 
 def has_prompt(kind: str) -> bool:
-    """Whether this kind of prompt is one at all."""
+    """Whether `kind` is a prompt and not `none`."""
     return kind != "none"
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _InclusiveClamp(torch.autograd.Function):
-    """clamp(x, 0, 1) whose gradient is 1 on the closed interval.
+class InclusiveClamp(torch.autograd.Function):
+    """clamp(x, 0, 1) with gradient 1 where 0 <= x <= 1, ends included, and 0 outside.
 
     torch's own clamp gives 0 at exactly 0 and 1, and then a frame over black pixels, which
     starts at exactly 0, never learns.
@@ -23,11 +23,6 @@ class _InclusiveClamp(torch.autograd.Function):
         return grad * inside
 
 
-def inclusive_clamp(x: Tensor) -> Tensor:
-    """clamp(x, 0, 1) with gradient 1 where 0 <= x <= 1, ends included, and 0 outside."""
-    return _InclusiveClamp.apply(x)
-
-
 class VisualPrompt(nn.Module):
     """clamp(place(x) + pixels * region, 0, 1).
 
@@ -38,12 +33,12 @@ class VisualPrompt(nn.Module):
 
     region: Tensor
 
-    def __init__(self, output_size: int, region: Tensor) -> None:
-        """`region` is (H, H), 1 where the prompt shows and 0 elsewhere."""
+    def __init__(self, region: Tensor) -> None:
+        """`region` is float (H, H), 1 where the prompt may show and 0 elsewhere."""
         super().__init__()
-        self.output_size = output_size
-        self.program = nn.Parameter(torch.zeros(3, output_size, output_size))
-        self.register_buffer("region", region.float(), persistent=False)
+        self.output_size = len(region)
+        self.program = nn.Parameter(torch.zeros(3, *region.shape))
+        self.register_buffer("region", region, persistent=False)
 
     def pixels(self) -> Tensor:
         """What is added to the canvas, (3, H, H), before the region cuts it out."""
@@ -55,7 +50,7 @@ class VisualPrompt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, h) in [0, 1] with h <= H, to (B, 3, H, H) in [0, 1]."""
-        return inclusive_clamp(self.place(x) + self.pixels() * self.visible())
+        return InclusiveClamp.apply(self.place(x) + self.pixels() * self.visible())
 
     def place(self, x: Tensor) -> Tensor:
         """Centre the image on a black canvas; an odd pixel of difference goes left and top."""
@@ -64,15 +59,14 @@ class VisualPrompt(nn.Module):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """The prompt alone as an image, (3, H, H) in [0, 1]; 0.5 is "adds nothing"."""
-        return (self.pixels() * self.visible() / 2 + 0.5).clamp(0, 1)
+        """The prompt at all places where it may show, (3, H, H) in [0, 1]; 0.5 adds nothing."""
+        return (self.pixels() * self.region / 2 + 0.5).clamp(0, 1)
 
 
 class SigmoidPrompt(VisualPrompt):
     """A prompt whose pixels are sigmoid(program): they start as grey, 0.5, not as nothing."""
 
     def pixels(self) -> Tensor:
-        """Pixels in (0, 1), (3, H, H)."""
         return self.program.sigmoid()
 
 

@@ -10,7 +10,7 @@ from conftest import CLASSES, SIZE, MemoryLog, TinyData, TinyView, tiny_model
 from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning import METHODS, Search
 from pruning.masks import Masks, prunable
 from pruning.scores import LearnedScores

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import types
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from models import pretrained
 from models.backbones import ALIASES, NETWORKS, SHIPPED, NetworkConfig, build_network
-from models.resnet_cifar import Block
+from models.resnet_cifar import Shortcut
 from utils.config import parse_flags
 from utils.errors import UsageError, VPNsError
 from utils.tensors import read_tensors
@@ -26,7 +27,7 @@ PRUNABLE = {  # METHODS section 1.1; ResNet-20 counted by hand
     "mobilenet_v2": (3_469_760, 53),
     "resnet20": (268_336, 20),
 }
-SHIPPED_RESNET20 = SHIPPED / NETWORKS["resnet20"].named["fashion_mnist"]
+SHIPPED_RESNET20 = SHIPPED / NETWORKS["resnet20"].source
 
 
 def same(first, second):
@@ -56,9 +57,10 @@ def hub(tmp_path, monkeypatch):
     torch.save(state, server / "plain.pth")
     digest = hashlib.sha256((server / "plain.pth").read_bytes()).hexdigest()
     file = (server / "plain.pth").rename(server / f"tiny-{digest[:8]}.pth")
-    row = dataclasses.replace(NETWORKS["resnet20"], named={"imagenet": "Tiny"}, weights="imagenet")
+    row = dataclasses.replace(NETWORKS["resnet20"], weights="imagenet", source="Tiny")
     monkeypatch.setitem(NETWORKS, "tiny", row)
-    monkeypatch.setattr(pretrained, "hub_url", lambda entry: file.as_uri())
+    weights = types.SimpleNamespace(url=file.as_uri())
+    monkeypatch.setattr(pretrained, "get_weight", lambda entry: weights)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints", file, state
 
@@ -82,7 +84,7 @@ def test_the_head_named_in_a_row_has_the_classes_asked_for(name):
 
 
 def test_torchvision_has_every_entry_that_a_row_names():
-    names = {n: r.named["imagenet"] for n, r in NETWORKS.items() if "imagenet" in r.named}
+    names = {n: row.source for n, row in NETWORKS.items() if row.weights == "imagenet"}
     found = {n: torchvision.models.get_weight(entry) for n, entry in names.items()}
     assert {n: w.name for n, w in found.items()} == {
         "resnet18": "IMAGENET1K_V1",
@@ -105,10 +107,8 @@ def test_resnet20_takes_any_image_size(size):
 
 
 def test_a_growing_shortcut_takes_every_second_pixel_and_pads_channels():
-    block = Block(2, 4, 2)
-    nn.init.zeros_(block.bn2.weight)  # only the shortcut is left
     x = torch.rand(1, 2, 5, 5)
-    out = block(x)
+    out = Shortcut(2, 2)(x)
     assert torch.equal(out[:, 1:3], x[:, :, ::2, ::2])
     assert not out[:, 0].any() and not out[:, 3].any()
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from models.artifact import export, masks_of, restore
 from models.classifier import PromptedClassifier
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning.masks import apply_masks, keep_top, prunable
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from runfolder.states import States
 from utils.errors import VPNsError
-from utils.files import atomic_write, sha256, sha256_file, write_problem
+from utils.files import atomic_write, sha256_file, write_problem
 from utils.model_file import (
     load_model,
     pack_tensor,
@@ -31,7 +31,6 @@ from utils.model_file import (
     save_model,
     side_car,
     unpack_tensor,
-    write_with_sum,
 )
 from utils.optim import Optim, OptimConfig
 
@@ -157,10 +156,11 @@ def test_a_state_of_a_stage_loads_as_plain_values(tmp_path: Path) -> None:
 
 
 def test_the_checksum_has_the_format_of_sha256sum(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    digest = write_with_sum(path, b"abc")
-    assert side_car(path).read_text() == f"{hashlib.sha256(b'abc').hexdigest()}  file\n"
-    assert digest == sha256(b"abc") == sha256_file(path)
+    path = tmp_path / "m.safetensors"
+    save_model(path, {}, {})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert side_car(path).read_text() == f"{digest}  m.safetensors\n"
+    assert digest == sha256_file(path)
 
 
 def test_the_checksum_is_written_before_its_file(
@@ -169,8 +169,8 @@ def test_the_checksum_is_written_before_its_file(
     targets: list[str] = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (targets.append(Path(b).name), replace(a, b)))
-    write_with_sum(tmp_path / "file", b"abc")
-    assert targets == ["file.sha256", "file"]
+    save_model(tmp_path / "m.safetensors", {}, {})
+    assert targets == ["m.safetensors.sha256", "m.safetensors"]
 
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.tensor(3)}

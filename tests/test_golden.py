@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
 from models.label_map import count_predictions, frequency_mapping
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning import selection
 from pruning.masks import MaskKeeper, apply_masks, keep_top
 from pruning.method import Search

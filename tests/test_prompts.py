@@ -11,12 +11,10 @@ from torch import Tensor
 
 from models.classifier import PromptedClassifier
 from prompts import PROMPTS, Sizes, VisualPrompt, build_prompt
-from prompts.base import inclusive_clamp, margins
-from prompts.expand import ExpandPrompt
-from prompts.fix import FixPrompt
-from prompts.pad import PadPrompt
-from prompts.random import RandomPrompt
+from prompts.base import InclusiveClamp, margins
+from prompts.kinds import ExpandPrompt, FixPrompt, PadPrompt, RandomPrompt
 
+inclusive_clamp = InclusiveClamp.apply
 KINDS = sorted(set(PROMPTS) - {"none"})
 
 

@@ -2,41 +2,29 @@
 
 import base64
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import atomic_write, parse_object, sha256
+from utils.files import atomic_write, parse_object, write_streamed
 from utils.tensors import read_tensors
 
 META_KEY = "vpns"
 
 
-def write_with_sum(
-    path: Path, data: bytes | memoryview, folder: Path | None = None
-) -> str:
-    """Write a file and its side-car, side-car first, so that a data file is never without one.
-
-    `folder` is that of `atomic_write`. Returns the SHA-256 in hex.
-    """
-    digest = sha256(data)
-    write_side_car(path, digest, folder)
-    atomic_write(path, data, folder)
-    return digest
-
-
 def write_side_car(path: Path, digest: str, folder: Path | None = None) -> None:
-    """Write the SHA-256 of `path` beside it."""
+    """Write the SHA-256 of `path` beside it; `folder` is that of `atomic_write`."""
     atomic_write(side_car(path), f"{digest}  {path.name}\n", folder)
 
 
 def side_car(path: Path) -> Path:
-    """Where the SHA-256 of `path` is kept."""
+    """The file with the SHA-256 of `path`."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -45,17 +33,21 @@ def save_model(
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     folder: Path | None = None,
-) -> str:
-    """Write a safetensors file with one metadata key that holds sorted JSON.
+) -> None:
+    """Write a safetensors file with one metadata key that holds sorted JSON, and its side-car.
 
-    One key, because several are written in an order that changes from run to run. `folder` is
-    that of `atomic_write`. Returns the SHA-256 of the file.
+    One key, because several are written in an order that changes from run to run. The side-car
+    comes first, so that a model is never without one. `folder` is that of `atomic_write`.
     """
-    from safetensors.torch import save
-
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-    return write_with_sum(path, save(plain, metadata={META_KEY: text}), folder)
+    data = save(plain, metadata={META_KEY: text})
+    write_streamed(
+        path,
+        lambda file: file.write(data),
+        lambda digest: write_side_car(path, digest, folder),
+        folder,
+    )
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,21 +55,18 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises VPNsError when the file is missing or damaged, or has no metadata of ours.
     """
-    tensors = read_tensors(path)
-    return tensors, read_meta(path)
+    return read_tensors(path), read_meta(path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The metadata of a model file of ours, without reading its tensors.
+    """The metadata of a model file of ours, without its tensors.
 
     Raises VPNsError when there are none.
     """
     try:
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = file.read(min(size, path.stat().st_size))
-        meta = parse_object(parse_object(header)["__metadata__"][META_KEY])
-    except (OSError, KeyError, TypeError, struct.error) as error:
+        with safe_open(path, "pt") as file:
+            meta = parse_object(file.metadata()[META_KEY])
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise VPNsError(f"{path} is not a model file of ours: it has no metadata") from error
     if meta is None:
         raise VPNsError(f"{path} is not a model file of ours: its metadata are no JSON object")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import VPNsError
@@ -18,64 +20,55 @@ from utils.torch_file import inspect, refusal
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def read_tensors(path: Path | str, known: bool = False) -> dict[str, Any]:
+def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     """The dict in a .safetensors, .pt or .pth file, on the CPU.
 
     A safetensors file gives name -> tensor; a torch file what its writer put in, which may be
     nested, but only tensors, numbers, strings and containers. A checksum in `<file>.sha256`
-    beside it is compared; without one the sums inside a zip are, and a line says what that is
-    worth, unless the caller has compared the file already (`known`). Raises VPNsError for a file
-    that is missing, damaged, of another kind, that declares more than it holds, or that asks for
-    code to be run.
+    beside it is compared; without one the sums inside a zip are, and a line says so, unless the
+    caller has compared the file already (`known`). Raises VPNsError for a file that is missing,
+    damaged, of another kind, that declares more than it holds, or that asks for code to be run.
     """
-    path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise VPNsError(f"{path} is not a file of weights: its name must end in {_or(SUFFIXES)}")
+        ends = ".safetensors, .pt or .pth"
+        raise VPNsError(f"{path} is not a file of weights: its name must end in {ends}")
     if not path.is_file():
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
         with signals_later():
-            known = check_side_car(path) or known
-            found, summed = _read(path)
+            known = _check_side_car(path) or known
+            content, worth = _read(path)
     except OSError as error:
         raise VPNsError(f"{path} cannot be read ({error.strerror or first_line(error)})") from error
-    if not isinstance(found, dict):
-        raise VPNsError(f"{path} holds a {type(found).__name__}, not a dict of tensors")
-    _check_tensors(path, found)
+    if not isinstance(content, dict):
+        raise VPNsError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
+    _check_tensors(path, content)
     if not known:
-        print(f"note: {path} has no {path.name}.sha256 beside it: {_worth(path, summed)}")
-    return found
+        print(f"note: {path} has no {path.name}.sha256 beside it: {worth}")
+    return content
 
 
-def _read(path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether sums inside it were compared."""
+def _read(path: Path) -> tuple[Any, str]:
+    """The content of a file, and the worth of the checksums inside it."""
+    blind = "has no checksum, so a changed bit would not be noticed"
     if path.suffix == ".safetensors":
-        return _read_safetensors(path), False
-    summed = inspect(path)
-    return _read_torch(path), summed
+        return _read_safetensors(path), f"safetensors {blind}"
+    if inspect(path):
+        return _read_torch(path), "only the CRC-32 sums inside it were compared"
+    return _read_torch(path), f"the old format of torch.save {blind}"
 
 
-def _worth(path: Path, summed: bool) -> str:
-    """What is known of a file without a side-car."""
-    if summed:
-        return "only the CRC-32 sums inside it were compared"
-    kind = "safetensors" if path.suffix == ".safetensors" else "the old format of torch.save"
-    return f"{kind} has no checksum, so a changed bit would not be noticed"
-
-
-def _check_tensors(path: Path, found: Any) -> None:
+def _check_tensors(path: Path, content: dict[str, Any]) -> None:
     """Refuse tensors that are no plain numbers in memory or larger than the file they are from.
 
     Containers may hold themselves, hence no recursion.
     """
-    size, left, seen = path.stat().st_size, [found], set()
+    size, left, seen = path.stat().st_size, [content], set()
     while left:
         value = left.pop()
-        if isinstance(value, Tensor):
-            problem = _problem(value, size)
-            if problem:
-                raise VPNsError(f"{path} is refused: it {problem}")
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+        if isinstance(value, Tensor) and (problem := _problem(value, size)):
+            raise VPNsError(f"{path} is refused: it {problem}")
+        if isinstance(value, dict | list | tuple | set) and id(value) not in seen:
             seen.add(id(value))
             left.extend(value.values() if isinstance(value, dict) else value)
 
@@ -101,31 +94,31 @@ def understood(path: Path | str) -> Iterator[None]:
         raise VPNsError(f"{path} does not hold what it should ({reason})") from e
 
 
-def require_like(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises ValueError when `found` lacks one of these tensors, or its shape or type is another.
+def require_like(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError when `tensors` lacks one of these, or its shape or type is another.
 
     For within `understood`.
     """
-    wrong = [n for n in own if n not in found or not _alike(own[n], found[n])]
+
+    def form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+        return tensor.shape, tensor.dtype
+
+    wrong = [n for n in expected if n not in tensors or form(tensors[n]) != form(expected[n])]
     if wrong:
         raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
 
 
-def _alike(own: Tensor, found: Tensor) -> bool:
-    return found.shape == own.shape and found.dtype == own.dtype
-
-
-def require_amounts(found: Mapping[str, Any], *names: str) -> None:
+def require_amounts(values: Mapping[str, Any], *names: str) -> None:
     """Raises ValueError when one of these values is no finite number from 0 on."""
-    wrong = [name for name in names if not is_amount(found[name])]
+    wrong = [name for name in names if not is_amount(values[name])]
     if wrong:
         raise ValueError(f"no number under {', '.join(wrong)}")
 
 
-def check_side_car(path: Path) -> bool:
-    """Compare a file with the digest in `<file>.sha256`, if there is one (`sha256sum` format).
+def _check_side_car(path: Path) -> bool:
+    """Compare a file with the digest in `<file>.sha256` (`sha256sum` format), if there is one.
 
-    Returns whether there is one. Raises VPNsError when they differ.
+    Returns whether there is one.
     """
     side_car = path.with_name(path.name + ".sha256")
     if not side_car.is_file():
@@ -142,14 +135,7 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].split(". ")[0] if text else type(error).__name__
 
 
-def _or(words: tuple[str, ...]) -> str:
-    return ", ".join(words[:-1]) + " or " + words[-1]
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
@@ -162,6 +148,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    """Read with torch's reasons but without its advice, which is to load the file unsafely."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols, with advice for torch developers
@@ -169,14 +156,9 @@ def _read_torch(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        raise _torch_problem(path, error) from error
-
-
-def _torch_problem(path: Path, error: Exception) -> VPNsError:
-    """torch's reason without its advice, which is to load the file unsafely."""
-    refused = re.search(r"GLOBAL (\S+\w)", str(error))
-    if refused:
-        return refusal(path, refused.group(1))
-    if "weights_only" in str(error):
-        return VPNsError(f"{path} is not a whole file of torch.save: get it again")
-    return VPNsError(f"{path} is damaged ({first_line(error)}): get it again")
+        refused = re.search(r"GLOBAL (\S+\w)", str(error))
+        if refused:
+            raise refusal(path, refused[1]) from error
+        if "weights_only" in str(error):
+            raise VPNsError(f"{path} is not a whole file of torch.save: get it again") from error
+        raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error

@@ -1,0 +1,80 @@
+"""The kinds of prompt: where each shows on the canvas (paper, section 3 and its ablation).
+
+Each raises ValueError for a size that does not fit the canvas, a square of `output_size` pixels.
+"""
+
+import torch
+from torch import Tensor
+
+from prompts.base import SigmoidPrompt, VisualPrompt, margins
+
+
+class PadPrompt(VisualPrompt):
+    """A frame of `pad_size` pixels along the border of the canvas, added as it is: the default.
+
+    It covers the border of an image as large as the canvas. 12 * p * (H - p) trainable values;
+    p = 0 is the control without a trainable pixel.
+    """
+
+    def __init__(self, output_size: int, pad_size: int) -> None:
+        if not 0 <= 2 * pad_size <= output_size:
+            raise ValueError(
+                f"pad_size {pad_size} is out of range: 0 to {output_size // 2}, half of the canvas"
+            )
+        super().__init__(1 - square(output_size, pad_size, output_size - 2 * pad_size))
+
+
+class FixPrompt(SigmoidPrompt):
+    """A square of `mask_size` pixels in the top left corner: 3 * mask_size^2 trainable values."""
+
+    def __init__(self, output_size: int, mask_size: int) -> None:
+        check_mask_size(mask_size, output_size)
+        super().__init__(square(output_size, 0, mask_size))
+
+
+class ExpandPrompt(SigmoidPrompt):
+    """The ring that the image leaves free: 3 * (H^2 - input_size^2) trainable values (ILM-VP)."""
+
+    def __init__(self, output_size: int, input_size: int) -> None:
+        if not 1 <= input_size < output_size:
+            raise ValueError(
+                f"input_size {input_size} leaves no ring for the expand prompt: "
+                f"it must be from 1 to {output_size - 1}"
+            )
+        before, _ = margins(input_size, output_size)
+        super().__init__(1 - square(output_size, before, input_size))
+
+
+class RandomPrompt(SigmoidPrompt):
+    """A square of `mask_size` pixels at a new place for every batch.
+
+    3 * mask_size^2 of the 3 * H^2 values move in a step. The last offset is drawn too and a square
+    as large as the canvas works; the authors' code leaves the one out and fails at the other.
+    """
+
+    def __init__(self, output_size: int, mask_size: int) -> None:
+        check_mask_size(mask_size, output_size)
+        super().__init__(torch.ones(output_size, output_size))
+        self.mask_size = mask_size
+
+    def visible(self) -> Tensor:
+        """One place for the whole batch, from torch's global CPU stream, (H, H)."""
+        top, left = torch.randint(0, self.output_size - self.mask_size + 1, (2,)).tolist()
+        region = torch.zeros_like(self.region)
+        region[top : top + self.mask_size, left : left + self.mask_size] = 1
+        return region
+
+
+def square(output_size: int, start: int, size: int) -> Tensor:
+    """1 in a square of `size` pixels from `start` on both axes, else 0, (H, H)."""
+    region = torch.zeros(output_size, output_size)
+    region[start : start + size, start : start + size] = 1
+    return region
+
+
+def check_mask_size(mask_size: int, output_size: int) -> None:
+    """Raises ValueError unless 1 <= mask_size <= output_size."""
+    if not 1 <= mask_size <= output_size:
+        raise ValueError(
+            f"mask_size {mask_size} is out of range: 1 to {output_size}, the size of the canvas"
+        )
