@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pruning import Method
-from report.labels import facts, rank
 from report.paper import Curve, published
-from report.runs import Run
+from report.runs import Run, facts, rank
 
 
 class Mean(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pruning import METHODS
-from report.labels import BOTH, deviations
+from report.runs import BOTH, deviations
 
 FILE = Path(__file__).with_name("paper_results.csv")
 Curve = dict[float, tuple[float, float | None]]  # sparsity: accuracy, standard deviation
@@ -54,8 +54,6 @@ SOURCES = (
         for key, accuracy in ((name, "clean"), (f"{name}_prompt", "prompted"))
     ),
 )
-# No flags of ours make these: channels instead of weights, and masks found on ImageNet.
-NOT_MADE = ("structured", "imagenet_subnetwork_transfer")
 
 
 def published(config: Mapping[str, Any], accuracy: str) -> Curve:

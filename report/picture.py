@@ -1,15 +1,16 @@
 """The picture of a comparison: accuracy against sparsity, a panel a network and dataset."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from report.labels import facts, rank
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from report.panel import Panel, Series
+from report.runs import facts, rank
 from runfolder.plots import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # For methods without a curve of their own; Paul Tol's colours, as theirs are.
 OTHERS = (("#661100", "h"), ("#6699CC", "p"), ("#882255", "*"), ("#DDCC77", "d"))
@@ -20,13 +21,11 @@ CROWDED = 90
 NEAREST = 0.055  # of the width of the axis, between named sparsities
 
 
-def comparison_figure(panels: Sequence[Panel], paper: bool) -> "Figure":
+def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
     """All panels under one legend; solid with a band of one standard deviation: ours.
 
     With `paper` the paper's curves stand dashed in the colour of their method.
     """
-    from matplotlib.lines import Line2D
-
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     looks = _looks(panels)
@@ -70,7 +69,7 @@ def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _draw(axes: "Axes", panel: Panel, looks: Mapping[str, Any], paper: bool) -> None:
+def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Any], paper: bool) -> None:
     # The first methods are the ones to see: they are drawn last.
     for series in reversed(panel.series):
         look = looks[series.label]
@@ -88,7 +87,7 @@ def _draw(axes: "Axes", panel: Panel, looks: Mapping[str, Any], paper: bool) -> 
     _name_sparsities(axes, panel.levels)
 
 
-def _draw_series(axes: "Axes", series: Series, look: Mapping[str, Any]) -> None:
+def _draw_series(axes: Axes, series: Series, look: Mapping[str, Any]) -> None:
     means = {level: mean for level in sorted(series.asked) if (mean := series.mean(level))}
     if series.dense and 0.0 in means:
         line = look | {"linestyle": ":", "marker": ""}
@@ -101,7 +100,7 @@ def _draw_series(axes: "Axes", series: Series, look: Mapping[str, Any]) -> None:
         axes.fill_between(list(means), low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _name_sparsities(axes: "Axes", levels: Sequence[float]) -> None:
+def _name_sparsities(axes: Axes, levels: Sequence[float]) -> None:
     """Name `levels` (%) below a finished picture's axis, where there is room; stretch its end."""
     if levels and levels[-1] > CROWDED:
         # The limits are those of a linear axis; its margin may lie beyond 100 %.
@@ -122,13 +121,9 @@ def _name_sparsities(axes: "Axes", levels: Sequence[float]) -> None:
 
 def _stretch(sparsity: Any) -> Any:
     """-log(density) of a sparsity in percent."""
-    import numpy
-
     return -numpy.log(numpy.maximum(1 - numpy.asarray(sparsity) / 100, 1e-6))
 
 
 def _squeeze(stretched: Any) -> Any:
     """The inverse of `_stretch`."""
-    import numpy
-
     return 100 * (1 - numpy.exp(-numpy.asarray(stretched)))
