@@ -47,7 +47,7 @@ from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
 from runfolder.level import Level
-from runfolder.run import COLUMNS, Run, open_run
+from runfolder.run import COLUMNS, Run
 from runfolder.shared import Shared
 from utils.config import flatten
 from utils.device import choose_device
@@ -65,7 +65,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     check_given(config, folder)
     check_fit(config, SPECS[config.data.dataset].classes)
     announce(config, folder)
-    with open_run(folder, flatten(config), stop) as opened:
+    with Run(folder, flatten(config), stop) as opened:
         levels = open_levels(config, opened)
         rows = [level.result() for level in levels]
         if None in rows:

@@ -36,12 +36,8 @@ class Series:
     accuracy: str  # clean or prompted
 
     @property
-    def name(self) -> str:
-        return self.runs[0].method
-
-    @property
     def method(self) -> Method:
-        return facts(self.name)
+        return facts(self.runs[0].method)
 
     @property
     def dense(self) -> bool:

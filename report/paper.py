@@ -59,24 +59,15 @@ SOURCES = (
 def published(config: Mapping[str, Any], accuracy: str) -> Curve:
     """The paper's numbers for a run's network, dataset and method; {} where it has none.
 
-    `accuracy` is clean or prompted.
+    `accuracy` is clean or prompted. Sizes may differ where the paper varies none.
     """
     where = config["network"], config["dataset"]
     for source in sorted(SOURCES, key=lambda source: -len(source.flags)):
-        key = (*where, source.experiment, source.key)
-        if key in numbers() and _fits(source, config, accuracy):
-            return numbers()[key]
+        curve = numbers().get((*where, source.experiment, source.key))
+        alike = (source.method, source.accuracy) == (config["prune_method"], accuracy)
+        if curve and alike and deviations(config).items() <= source.flags.items() <= config.items():
+            return curve
     return {}
-
-
-def _fits(source: Source, config: Mapping[str, Any], accuracy: str) -> bool:
-    """Whether the paper's method is the run's; sizes may differ where the paper varies none."""
-    asked = source.flags.items()
-    return (
-        (source.method, source.accuracy) == (config["prune_method"], accuracy)
-        and all(config.get(name) == value for name, value in asked)
-        and deviations(config).items() <= asked
-    )
 
 
 @cache

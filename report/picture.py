@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 
 from report.panel import Panel, Series
 from report.runs import facts, rank
-from runfolder.plots import new_figure
 
 # For methods without a curve of their own; Paul Tol's colours, as theirs are.
 OTHERS = (("#661100", "h"), ("#6699CC", "p"), ("#882255", "*"), ("#DDCC77", "d"))
@@ -29,7 +28,8 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     looks = _looks(panels)
-    figure = new_figure(max(6.4, 4.6 * columns), 3.6 * rows + 0.24 * -(-len(looks) // 2) + 0.5)
+    size = max(6.4, 4.6 * columns), 3.6 * rows + 0.24 * -(-len(looks) // 2) + 0.5
+    figure = Figure(figsize=size, layout="constrained")
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1, title=panel.title)
         _draw(axes, panel, looks, paper)
@@ -55,7 +55,7 @@ def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
 
     A variant of a method keeps its colour and has hollow markers and a line of its own.
     """
-    names = {series.label: series.name for panel in panels for series in panel.series}
+    names = {series.label: series.runs[0].method for panel in panels for series in panel.series}
     order = sorted(names, key=lambda label: (rank(names[label]), label))
     plain = [name for name in dict.fromkeys(names[n] for n in order) if not facts(name).curve]
     looks: dict[str, dict[str, Any]] = {}

@@ -177,7 +177,7 @@ def _distinguishes(flag: str, config: Flags, alike: Sequence[Flags]) -> bool:
 
 def _word(name: str, value: Any) -> str:
     """A flag and its value as the label says it."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = as_text(value)
     words = {
         # Each seed may have a file of its own, which makes no other method of it.
         "init_mask": "given mask",
@@ -189,3 +189,8 @@ def _word(name: str, value: Any) -> str:
         "label_mapping_mode": f"{value} labels",
     }
     return words.get(name, f"{name} {text}")
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

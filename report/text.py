@@ -20,7 +20,7 @@ from report.tables import (
     percents,
     rest_rows,
 )  # fmt: skip
-from runfolder.plots import save_figure
+from runfolder.results import save_figure
 from utils.errors import UsageError, VPNsError
 from utils.files import atomic_write
 

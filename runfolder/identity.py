@@ -44,14 +44,11 @@ def config_hash(chosen: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The flags in which two runs differ, as `name old -> new`, comma-separated."""
-    return ", ".join(f"{n} {before.get(n)} -> {now.get(n)}" for n in _changed(before, now))
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The flags in which two runs differ, each as `name old -> new`."""
     names = sorted({*before, *now} - NOT_IDENTITY)
-    return [n for n in names if _plain(before.get(n)) != _plain(now.get(n))]
+    pairs = [(name, before.get(name), now.get(name)) for name in names]
+    return [f"{name} {old} -> {new}" for name, old, new in pairs if _plain(old) != _plain(new)]
 
 
 def _plain(value: Any) -> Any:
@@ -64,15 +61,15 @@ def nearest(folder: Path, flags: Mapping[str, Any], defaults: Mapping[str, Any])
     A flag that is younger than a run has its default there.
     """
     seed = folder.name.split("-")[0]
-    found = []
+    others = []
     for path in folder.parent.glob(f"{seed}-*/config.json"):
         before = {**defaults, **read_object(path)}
-        changed = _changed(before, flags)
-        if path.parent != folder and changed:
-            found.append((len(changed), difference(before, flags), path.parent.name))
-    if not found:
+        changes = differences(before, flags)
+        if path.parent != folder and changes:
+            others.append((len(changes), ", ".join(changes), path.parent.name))
+    if not others:
         return None
-    _, changes, name = min(found)
+    _, changes, name = min(others)
     return f"a new run; the nearest one, {name}, differs in: {changes}"
 
 
@@ -87,11 +84,11 @@ def resumed_folder(path: str, flags: Mapping[str, Any], defaults: Mapping[str, A
         before = read_object(folder / "config.json")
         if before:
             before = {**defaults, **before}
-            seeds = f"seed {before.get('seed')} -> {flags['seed']}"
-            other_seed = seeds if before.get("seed") != flags["seed"] else ""
-            changes = ", ".join(filter(None, (other_seed, difference(before, flags))))
+            changes = differences(before, flags)
+            if before.get("seed") != flags["seed"]:
+                changes = [f"seed {before.get('seed')} -> {flags['seed']}", *changes]
             if changes:
-                raise UsageError(f"{folder} ran with other hyper-parameters: {changes}")
+                raise UsageError(f"{folder} ran with other hyper-parameters: {', '.join(changes)}")
             return folder
     near = not_one_of(path, ("auto", "none"), " or the path of a run folder")
     raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")

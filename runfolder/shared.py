@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
+from runfolder.stage_log import StageLog
 from utils.errors import VPNsError
 from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, require_like, understood
@@ -18,20 +19,11 @@ from utils.tensors import require_amounts, require_like, understood
 Tensors = dict[str, Tensor]
 
 
-class Passes(Protocol):
-    """Counts what was spent; a shared result costs each run that uses it as much as the first."""
-
-    passes: float
-
-    def add_passes(self, passes: float) -> None:
-        """Count forward and backward passes over the training set."""
-
-
 class Shared:
-    """A folder of shared results for runs with the same settings."""
+    """A folder of shared results, each of which costs every run the passes of the first."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], log: Passes, own: Path | None = None
+        self, folder: Path, settings: Mapping[str, Any], log: StageLog, own: Path | None = None
     ) -> None:
         """`settings` holds every value that the results depend on.
 
@@ -61,15 +53,12 @@ class Shared:
                 require_like(like or {}, tensors)
                 require_amounts(meta, "passes")
         except VPNsError:  # missing, damaged, or something else
-            return self._make(path, make)
-        self._log.add_passes(meta["passes"])
-        return tensors
-
-    def _make(self, path: Path, make: Callable[[], Tensors]) -> Tensors:
-        spent = self._log.passes
-        tensors = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_model(path, tensors, {"passes": self._log.passes - spent}, self._own)
+            before = self._log.passes
+            tensors = make()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_model(path, tensors, {"passes": self._log.passes - before}, self._own)
+        else:
+            self._log.add_passes(meta["passes"])
         return tensors
 
     def _digest(self, name: str, given: Mapping[str, Tensor]) -> str:

@@ -44,10 +44,9 @@ class Surroundings:
             write_json(self._folder / "env.json", now)
             return
         self.use_threads(earlier.get("threads"))
-        names = [name for name in IDENTICAL if earlier.get(name) != now[name]]
-        changed = [f"{name} {earlier.get(name)} -> {now[name]}" for name in names]
-        if changed:
-            changes = ", ".join(changed)
+        pairs = [(name, earlier.get(name), now[name]) for name in IDENTICAL]
+        changes = ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+        if changes:
             self._say(f"note: results are no longer bit-identical, changed: {changes}")
 
     def use_threads(self, threads: Any) -> None:

@@ -18,7 +18,7 @@ from pruning import METHODS
 from runfolder.identity import (
     NOT_IDENTITY,
     config_hash,
-    difference,
+    differences,
     identity,
     nearest,
     resumed_folder,
@@ -389,11 +389,11 @@ def run_folder(parent: Path, name: str, **flags: Any) -> Path:
 
 
 def test_a_difference_names_old_and_new() -> None:
-    assert difference({"epochs": 3, "seed": 1}, {"epochs": 5, "seed": 2}) == "epochs 3 -> 5"
+    assert differences({"epochs": 3, "seed": 1}, {"epochs": 5, "seed": 2}) == ["epochs 3 -> 5"]
 
 
 def test_lists_of_a_file_equal_tuples_of_the_flags() -> None:
-    assert difference(json.loads(json.dumps(DEFAULTS)), DEFAULTS) == ""
+    assert differences(json.loads(json.dumps(DEFAULTS)), DEFAULTS) == []
 
 
 def test_the_nearest_run_has_the_fewest_other_flags(tmp_path: Path) -> None:

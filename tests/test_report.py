@@ -11,8 +11,15 @@ import report
 from report.panel import panels
 from report.runs import load_runs
 from report.text import summary_table
-from runfolder.plots import curves_figure, draw_run, save_figure
-from runfolder.results import find_dense, read_results, run_folder, sparsity
+from runfolder.results import (
+    curves_figure,
+    draw_run,
+    find_dense,
+    read_results,
+    run_folder,
+    save_figure,
+    sparsity,
+)
 from utils.errors import VPNsError
 
 HEADER = "density,real_density,kept,prunable,before,after_search,clean,prompted,passes\n"
