@@ -17,7 +17,7 @@ Curve = dict[float, tuple[float, float | None]]  # sparsity: accuracy, standard 
 
 
 class Source(NamedTuple):
-    """Where the paper has the numbers of a method, what made them, and what they measure."""
+    """One curve of the paper: its place there, the method and flags behind it, its accuracy."""
 
     experiment: str
     key: str

@@ -51,7 +51,7 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
 
 
 def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
-    """How each label is drawn, in the order of the legend.
+    """The look of each label, in the order of the legend.
 
     A variant of a method keeps its colour and has hollow markers and a line of its own.
     """
@@ -88,7 +88,7 @@ def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Any], paper: bool) -> No
 
 
 def _draw_series(axes: Axes, series: Series, look: Mapping[str, Any]) -> None:
-    means = {level: mean for level in sorted(series.asked) if (mean := series.mean(level))}
+    means = {level: mean for level in sorted(series.levels) if (mean := series.mean(level))}
     if series.dense and 0.0 in means:
         line = look | {"linestyle": ":", "marker": ""}
         axes.axhline(means[0.0].mean, label=series.label, linewidth=1.3, **line)
@@ -104,9 +104,9 @@ def _name_sparsities(axes: Axes, levels: Sequence[float]) -> None:
     """Name `levels` (%) below a finished picture's axis, where there is room; stretch its end."""
     if levels and levels[-1] > CROWDED:
         # The limits are those of a linear axis; its margin may lie beyond 100 %.
-        drawn = [x for line in axes.get_lines() for x in line.get_xdata() if x > 1] or levels
+        positions = [x for line in axes.get_lines() for x in line.get_xdata() if x > 1] or levels
         axes.set_xscale("function", functions=(_stretch, _squeeze))
-        low, high = (float(_stretch(x)) for x in (min(drawn), max(drawn)))
+        low, high = (float(_stretch(x)) for x in (min(positions), max(positions)))
         margin = 0.04 * (high - low) or 0.1
         axes.set_xlim(float(_squeeze(low - margin)), float(_squeeze(high + margin)))
     if 0 < len(levels) <= 8:

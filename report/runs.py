@@ -57,11 +57,11 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
-    def asked(self) -> set[float]:
+    def levels(self) -> set[float]:
         """Sparsities that the run has; of an unfinished run also those to come."""
         ends = self.record["state"] == "done" or facts(self.method).only_density is not None
-        owed = () if ends else self.config.get("density_list") or ()
-        return {sparsity(density) for density in owed} - {0} | set(self.rows)
+        densities = () if ends else self.config.get("density_list") or ()
+        return {sparsity(density) for density in densities} - {0} | set(self.rows)
 
 
 def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -72,9 +72,9 @@ def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(path)}
     runs = [_read(folder) for folder in folders.values()]
-    made = {(run.where, run.method, run.seed) for run in runs if run.rows}
-    # A false start with other flags that made nothing is no other method.
-    runs = [run for run in runs if run.rows or (run.where, run.method, run.seed) not in made]
+    with_rows = {(run.where, run.method, run.seed) for run in runs if run.rows}
+    # A run without results beside one with results was a false start, no other method.
+    runs = [run for run in runs if run.rows or (run.where, run.method, run.seed) not in with_rows]
     alike: dict[Any, list[Flags]] = {}
     for run in runs:
         alike.setdefault((run.where, run.method), []).append(run.config)
@@ -150,7 +150,7 @@ def prompts(config: Flags) -> bool:
 
 
 def deviations(config: Flags) -> dict[str, Any]:
-    """The flags that make a method another one than its name says, wherever it is shown."""
+    """The flags that make another method of a run than its name says, in every report."""
     names = ["post_prompt", "init_mask", "init_from"]
     # Whether a run without any prompt was told `none` or `fix` matters only if it would prompt.
     if prompts(config) or _mode(config) != NEITHER:

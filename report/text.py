@@ -49,8 +49,8 @@ def write_report(
 
     Raises VPNsError, UsageError for a reference that is not there.
     """
-    loaded, notes = load_runs(runs)
-    groups = panels(loaded, accuracy)
+    records, notes = load_runs(runs)
+    groups = panels(records, accuracy)
     text = report_markdown(groups, pick_reference(groups, reference), notes, paper)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,13 @@ def write_report(
     return summary_table(groups)
 
 
-def pick_reference(panels: Sequence[Panel], wanted: str | None) -> str:
+def pick_reference(panels: Sequence[Panel], name: str | None) -> str:
     """The label that others are compared with: the one asked for, vpns, or the first there is."""
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
-    if wanted is not None and wanted not in labels:
-        raise UsageError(f"--reference {wanted!r} is none of the methods: {'; '.join(labels)}")
+    if name is not None and name not in labels:
+        raise UsageError(f"--reference {name!r} is none of the methods: {'; '.join(labels)}")
     plain = [label for label in labels if label == "vpns" or label.startswith("vpns,")]
-    return wanted or min(plain or labels, key=lambda label: label != "vpns")
+    return name or min(plain or labels, key=lambda label: label != "vpns")
 
 
 def _cells(panels: Sequence[Panel]) -> Iterator[tuple[Panel, Series, float]]:

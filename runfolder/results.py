@@ -44,19 +44,13 @@ def read_results(run: Path) -> list[Row]:
 
 def _numbers(texts: dict[str, str]) -> Row:
     """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
-    row = dict.fromkeys(("real_density", "prompted")) | {n: _number(t) for n, t in texts.items()}
-    if any(row.get(name) is None for name in ("density", "clean")) or not 0 < row["density"] <= 1:
+    row: Row = dict.fromkeys(("real_density", "prompted", "density", "clean"))
+    row |= {name: None if text == "" else float(text) for name, text in texts.items()}
+    if not all(math.isfinite(value) for value in row.values() if value is not None):
+        raise ValueError("not finite")
+    if row["clean"] is None or not 0 < row["density"] <= 1:
         raise ValueError("no density or accuracy")
     return row
-
-
-def _number(text: str) -> int | float | None:
-    if text == "":
-        return None
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return int(text) if text.isdecimal() else value
 
 
 def find_dense(run: Path) -> Row | None:

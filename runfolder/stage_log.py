@@ -1,4 +1,4 @@
-"""What a training stage of one level reports to, and where its states are kept."""
+"""The log of the training stages of one level: progress, curves, stops, and when to save."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ class StageLog:
     def begin(self, phase: str, rows: int = 0, passes: float = 0) -> None:
         """Start or go on with `search` or `finetune`, which has `rows` and `passes` before it.
 
-        States of the other phase are leftovers, of a search that has ended or that is made again.
+        States of the other phase are leftovers of a search that has ended or starts again.
         """
         state, problems = self._states.newest(self._require_ours)
         for problem in problems:
@@ -77,10 +77,10 @@ class StageLog:
                 state = None
         self._newest = state
         self.rows, self.passes = state["rows"] if state else rows, passes
-        there = self._run.metrics.cut_back(self._density, self.rows)
-        if there < self.rows:
+        count = self._run.metrics.cut_back(self._density, self.rows)
+        if count < self.rows:
             self._run.say(
-                f"note: metrics.jsonl is damaged: {self.rows - there} of {self.rows} epochs of "
+                f"note: metrics.jsonl is damaged: {self.rows - count} of {self.rows} epochs of "
                 f"density {self._density:g} are missing in the curves"
             )
 
@@ -130,7 +130,7 @@ class StageLog:
             self._run.stop.now()
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
-        """Whether this epoch is measured on the test images (for the curves, never to choose)."""
+        """Whether to evaluate the test images after this epoch: for the curves, never to choose."""
         every, done = self._run.flags["eval_every"], epoch + 1
         return every > 0 and (done % every == 0 or done == epochs)
 

@@ -1,4 +1,4 @@
-"""What the last bits of a result depend on beside its settings: machine, versions, images."""
+"""Machine, versions and images, on which the last bits of a result depend."""
 
 import os
 import platform
@@ -58,9 +58,9 @@ class Surroundings:
 
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
-        known = read_object(self._folder / "env.json")
-        self._require(fingerprint, known.setdefault("data", fingerprint))
-        write_json(self._folder / "env.json", known)
+        env = read_object(self._folder / "env.json")
+        self._require(fingerprint, env.setdefault("data", fingerprint))
+        write_json(self._folder / "env.json", env)
         self._data = fingerprint
 
     def of_state(self) -> dict[str, Any]:
