@@ -38,7 +38,7 @@ from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
 from runfolder.level import Level
-from runfolder.run import COLUMNS, Run, open_run
+from runfolder.run import COLUMNS, Run
 from utils.config import flatten
 from utils.device import choose_device
 from utils.errors import Interrupted
@@ -54,7 +54,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     check_given(config, folder)
     check_fit(config)
     announce(config, folder)
-    with open_run(folder, flatten(config), stop) as opened:
+    with Run(folder, flatten(config), stop) as opened:
         levels = [Level(opened, density) for density in config.levels]
         for before, level in pairwise(levels):
             level.previous = before

@@ -13,7 +13,7 @@ from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
 from pruning.measure import Counts
 from pruning.method import Trained
 from runfolder.level import Level
-from runfolder.plots import draw_run
+from runfolder.results import draw_run
 from runfolder.run import Run
 from runfolder.surroundings import environment
 from utils.config import flatten

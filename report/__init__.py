@@ -1,26 +1,20 @@
 """Tables and pictures of finished runs.
 
-python -m utils.report RUNS... --out DIR  compare: report.md, table.csv, table.tex and
+python -m utils.report RUNS... --out DIR  compare: report.md, table.csv and
                                           accuracy_vs_sparsity.png in DIR
-python -m utils.report seeds RUNS...      mean and standard deviation over seeds, on the terminal
 python -m utils.report table RUN...       each run: every sparsity, under the dense network's line
 RUNS are run folders, folders that hold runs, results.csv files, or logs whose last RESULT line
 names a run.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from report.tables import aligned
 from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
 from utils.config import Parser
-from utils.errors import UsageError, VPNsError
-from utils.files import atomic_write
-
-if TYPE_CHECKING:  # the methods need torch, for which the table of one run does not wait
-    from report.panel import Panel
+from utils.errors import Interrupted, UsageError, VPNsError
+from utils.signals import Stop
 
 
 def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
@@ -35,66 +29,14 @@ def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
     return aligned(cells)
 
 
-def seeds_table(runs: Iterable[Path]) -> str:
-    """Mean and sample standard deviation of the accuracies over the seeds of each method."""
-    from report.panel import panels
-    from report.runs import load_runs
-
-    return summary_table(panels(load_runs(runs)[0]))
-
-
-def summary_table(panels: Sequence["Panel"]) -> str:
-    """Aligned text, a row a method and sparsity; - is missing."""
-    cells = [("run", "sparsity", "clean", "prompted", "seeds")]
-    for panel in panels:
-        for series in panel.series:
-            for level in panel.expected(series):
-                clean = series.mean(level, "clean")
-                prompted = series.mean(level, "prompted") if series.prompted else None
-                texts = []
-                for mean in (clean, prompted):
-                    std = "" if mean is None or mean.std is None else f" +- {mean.std:.2f}"
-                    texts.append("-" if mean is None else f"{mean.mean:.2f}{std}")
-                name = "-".join((*panel.where, series.label))
-                cells.append((name, f"{level:g}", *texts, str(clean.n if clean else 0)))
-    return aligned(cells)
-
-
-def write_report(
-    runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
-) -> str:
-    """Write the four files into `out`; the same runs give the same bytes. Returns the summary.
-
-    Raises VPNsError, UsageError for a reference that is not there.
-    """
-    from report.panel import panels
-    from report.picture import comparison_figure
-    from report.runs import load_runs
-    from report.text import report_csv, report_markdown, report_tex
-    from runfolder.plots import save_figure
-
-    loaded, notes = load_runs(runs)
-    groups = panels(loaded, accuracy)
-    text = report_markdown(groups, pick_reference(groups, reference), notes, paper)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot make {out} ({error.strerror}): choose another folder with --out"
-        raise VPNsError(reason) from error
-    atomic_write(out / "report.md", text)
-    atomic_write(out / "table.csv", report_csv(groups))
-    atomic_write(out / "table.tex", report_tex(groups))
-    save_figure(comparison_figure(groups, paper), out / "accuracy_vs_sparsity.png")
-    return summary_table(groups)
-
-
-def pick_reference(panels: Sequence["Panel"], wanted: str | None) -> str:
-    """The label that others are compared with: the one asked for, vpns, or the first there is."""
-    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
-    if wanted is not None and wanted not in labels:
-        raise UsageError(f"--reference {wanted!r} is none of the methods: {'; '.join(labels)}")
-    plain = [label for label in labels if label == "vpns" or label.startswith("vpns,")]
-    return wanted or min(plain or labels, key=lambda label: label != "vpns")
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart: the first to the left, the others to the right."""
+    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for label, *cells in rows:
+        words = [f"{cell:>{width}}" for cell, width in zip(cells, rest, strict=True)]
+        lines.append("  ".join([f"{label:<{first}}", *words]).rstrip())
+    return "\n".join(lines)
 
 
 def _describe(run: Path) -> str:
@@ -125,24 +67,26 @@ def _parser() -> Parser:
 
 def run(argv: Sequence[str]) -> str:
     """Do what the command line says; returns what to print."""
-    command, paths = argv[:1], [Path(word) for word in argv[1:]]
-    if command in (["seeds"], ["table"]):
-        if not paths:
-            raise UsageError(f"{argv[0]} needs at least one run")
-        if command == ["seeds"]:
-            return seeds_table(paths)
-        return "\n\n".join(_describe(run_folder(path)) for path in paths)
+    if argv[:1] == ["table"]:
+        if not argv[1:]:
+            raise UsageError("table needs at least one run")
+        return "\n\n".join(_describe(run_folder(Path(word))) for word in argv[1:])
     options = _parser().parse_args(argv)
     if options.out is None:
         raise UsageError("--out DIR is missing: the folder that the report goes to")
+    from report.text import write_report  # needs torch, for which the table does not wait
+
     return f"{write_report(**vars(options))}\n\nreport: {options.out / 'report.md'}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line above; returns the exit code."""
+def main(argv: Sequence[str]) -> int:
+    """The command line above; returns the exit code. A signal ends it with one line, too."""
+    stop = Stop()
+    stop.install()
     try:
-        print(run(sys.argv[1:] if argv is None else argv))
-    except VPNsError as error:
+        print(run(argv))
+        stop.ignore()
+    except (VPNsError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0

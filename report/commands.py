@@ -3,12 +3,9 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from program.settings import NOT_IDENTITY
-from report.runs import Run
-
-Words = Iterable[tuple[str, str]]
+from report.runs import NAMES, Run, as_text
 
 
 def commands_and_machines(runs: Sequence[Run]) -> list[str]:
@@ -41,20 +38,16 @@ def commands_and_machines(runs: Sequence[Run]) -> list[str]:
 def _flags(run: Run) -> list[tuple[str, str]]:
     """The flags that change results as text, by name; none without a config.json."""
     flags = {n: v for n, v in run.config.items() if n == "density_list" or n not in NOT_IDENTITY}
-    if len(flags) <= len(("network", "dataset", "prune_method")):
+    if run.config.keys() == set(NAMES):
         return []
     if "density_list" in flags:
         # config.json has the first list; a run may have been extended since.
         densities = {row["density"] for row in run.rows.values()}
         flags["density_list"] = sorted({*flags["density_list"], *densities}, reverse=True)
-    return [(name, _text(value)) for name, value in sorted(flags.items()) if value is not None]
+    return [(name, as_text(value)) for name, value in sorted(flags.items()) if value is not None]
 
 
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _words(flags: Words) -> str:
+def _words(flags: Iterable[tuple[str, str]]) -> str:
     """Flags as words of a command; a switch has no value."""
     switches = {"True": "--{}", "False": "--no_{}"}
     words = []

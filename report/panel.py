@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pruning import Method
-from report.labels import facts, rank
 from report.paper import Curve, published
-from report.runs import Run
+from report.runs import Run, facts, rank
 
 
 class Mean(NamedTuple):
@@ -37,20 +36,16 @@ class Series:
     accuracy: str  # clean or prompted
 
     @property
-    def name(self) -> str:
-        return self.runs[0].method
-
-    @property
     def method(self) -> Method:
-        return facts(self.name)
+        return facts(self.runs[0].method)
 
     @property
     def dense(self) -> bool:
         return self.method.only_density == 1
 
     @property
-    def asked(self) -> set[float]:
-        return set().union(*(run.asked for run in self.runs))
+    def levels(self) -> set[float]:
+        return set().union(*(run.levels for run in self.runs))
 
     @property
     def prompted(self) -> bool:
@@ -98,19 +93,19 @@ class Panel:
     @property
     def levels(self) -> list[float]:
         """Sparsities of the table: all but those that only a chained method has."""
-        plain = [series.asked for series in self.series if not series.method.chained]
+        plain = [series.levels for series in self.series if not series.method.chained]
         levels = set().union(*plain) - {0}
-        return sorted(levels or set().union(*(series.asked for series in self.series)) - {0})
+        return sorted(levels or set().union(*(series.levels for series in self.series)) - {0})
 
     def rest(self, series: Series) -> list[float]:
         """Sparsities of a chained method that are no columns of the table."""
-        return sorted(series.asked - {0} - set(self.levels))
+        return sorted(series.levels - {0} - set(self.levels))
 
     def expected(self, series: Series) -> list[float]:
         """Sparsities at which a method has a cell, filled or missing."""
         if series.dense:
             return [0.0]
-        return sorted(series.asked) if self.rest(series) else self.levels
+        return sorted(series.levels) if self.rest(series) else self.levels
 
 
 def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pruning import METHODS
-from report.labels import BOTH, deviations
+from report.runs import BOTH, deviations
 
 FILE = Path(__file__).with_name("paper_results.csv")
 Curve = dict[float, tuple[float, float | None]]  # sparsity: accuracy, standard deviation
 
 
 class Source(NamedTuple):
-    """Where the paper has the numbers of a method, what made them, and what they measure."""
+    """One curve of the paper: its place there, the method and flags behind it, its accuracy."""
 
     experiment: str
     key: str
@@ -54,31 +54,20 @@ SOURCES = (
         for key, accuracy in ((name, "clean"), (f"{name}_prompt", "prompted"))
     ),
 )
-# No flags of ours make these: channels instead of weights, and masks found on ImageNet.
-NOT_MADE = ("structured", "imagenet_subnetwork_transfer")
 
 
 def published(config: Mapping[str, Any], accuracy: str) -> Curve:
     """The paper's numbers for a run's network, dataset and method; {} where it has none.
 
-    `accuracy` is clean or prompted.
+    `accuracy` is clean or prompted. Sizes may differ where the paper varies none.
     """
     where = config["network"], config["dataset"]
     for source in sorted(SOURCES, key=lambda source: -len(source.flags)):
-        key = (*where, source.experiment, source.key)
-        if key in numbers() and _fits(source, config, accuracy):
-            return numbers()[key]
+        curve = numbers().get((*where, source.experiment, source.key))
+        alike = (source.method, source.accuracy) == (config["prune_method"], accuracy)
+        if curve and alike and deviations(config).items() <= source.flags.items() <= config.items():
+            return curve
     return {}
-
-
-def _fits(source: Source, config: Mapping[str, Any], accuracy: str) -> bool:
-    """Whether the paper's method is the run's; sizes may differ where the paper varies none."""
-    asked = source.flags.items()
-    return (
-        (source.method, source.accuracy) == (config["prune_method"], accuracy)
-        and all(config.get(name) == value for name, value in asked)
-        and deviations(config).items() <= asked
-    )
 
 
 @cache

@@ -1,15 +1,15 @@
 """The picture of a comparison: accuracy against sparsity, a panel a network and dataset."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from report.labels import facts, rank
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from report.panel import Panel, Series
-from runfolder.plots import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from report.runs import facts, rank
 
 # For methods without a curve of their own; Paul Tol's colours, as theirs are.
 OTHERS = (("#661100", "h"), ("#6699CC", "p"), ("#882255", "*"), ("#DDCC77", "d"))
@@ -20,17 +20,16 @@ CROWDED = 90
 NEAREST = 0.055  # of the width of the axis, between named sparsities
 
 
-def comparison_figure(panels: Sequence[Panel], paper: bool) -> "Figure":
+def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
     """All panels under one legend; solid with a band of one standard deviation: ours.
 
     With `paper` the paper's curves stand dashed in the colour of their method.
     """
-    from matplotlib.lines import Line2D
-
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     looks = _looks(panels)
-    figure = new_figure(max(6.4, 4.6 * columns), 3.6 * rows + 0.24 * -(-len(looks) // 2) + 0.5)
+    size = max(6.4, 4.6 * columns), 3.6 * rows + 0.24 * -(-len(looks) // 2) + 0.5
+    figure = Figure(figsize=size, layout="constrained")
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1, title=panel.title)
         _draw(axes, panel, looks, paper)
@@ -52,11 +51,11 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> "Figure":
 
 
 def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
-    """How each label is drawn, in the order of the legend.
+    """The look of each label, in the order of the legend.
 
     A variant of a method keeps its colour and has hollow markers and a line of its own.
     """
-    names = {series.label: series.name for panel in panels for series in panel.series}
+    names = {series.label: series.runs[0].method for panel in panels for series in panel.series}
     order = sorted(names, key=lambda label: (rank(names[label]), label))
     plain = [name for name in dict.fromkeys(names[n] for n in order) if not facts(name).curve]
     looks: dict[str, dict[str, Any]] = {}
@@ -70,7 +69,7 @@ def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _draw(axes: "Axes", panel: Panel, looks: Mapping[str, Any], paper: bool) -> None:
+def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Any], paper: bool) -> None:
     # The first methods are the ones to see: they are drawn last.
     for series in reversed(panel.series):
         look = looks[series.label]
@@ -88,8 +87,8 @@ def _draw(axes: "Axes", panel: Panel, looks: Mapping[str, Any], paper: bool) -> 
     _name_sparsities(axes, panel.levels)
 
 
-def _draw_series(axes: "Axes", series: Series, look: Mapping[str, Any]) -> None:
-    means = {level: mean for level in sorted(series.asked) if (mean := series.mean(level))}
+def _draw_series(axes: Axes, series: Series, look: Mapping[str, Any]) -> None:
+    means = {level: mean for level in sorted(series.levels) if (mean := series.mean(level))}
     if series.dense and 0.0 in means:
         line = look | {"linestyle": ":", "marker": ""}
         axes.axhline(means[0.0].mean, label=series.label, linewidth=1.3, **line)
@@ -101,13 +100,13 @@ def _draw_series(axes: "Axes", series: Series, look: Mapping[str, Any]) -> None:
         axes.fill_between(list(means), low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
-def _name_sparsities(axes: "Axes", levels: Sequence[float]) -> None:
+def _name_sparsities(axes: Axes, levels: Sequence[float]) -> None:
     """Name `levels` (%) below a finished picture's axis, where there is room; stretch its end."""
     if levels and levels[-1] > CROWDED:
         # The limits are those of a linear axis; its margin may lie beyond 100 %.
-        drawn = [x for line in axes.get_lines() for x in line.get_xdata() if x > 1] or levels
+        positions = [x for line in axes.get_lines() for x in line.get_xdata() if x > 1] or levels
         axes.set_xscale("function", functions=(_stretch, _squeeze))
-        low, high = (float(_stretch(x)) for x in (min(drawn), max(drawn)))
+        low, high = (float(_stretch(x)) for x in (min(positions), max(positions)))
         margin = 0.04 * (high - low) or 0.1
         axes.set_xlim(float(_squeeze(low - margin)), float(_squeeze(high + margin)))
     if 0 < len(levels) <= 8:
@@ -122,13 +121,9 @@ def _name_sparsities(axes: "Axes", levels: Sequence[float]) -> None:
 
 def _stretch(sparsity: Any) -> Any:
     """-log(density) of a sparsity in percent."""
-    import numpy
-
     return -numpy.log(numpy.maximum(1 - numpy.asarray(sparsity) / 100, 1e-6))
 
 
 def _squeeze(stretched: Any) -> Any:
     """The inverse of `_stretch`."""
-    import numpy
-
     return 100 * (1 - numpy.exp(-numpy.asarray(stretched)))

@@ -1,17 +1,30 @@
 """Finished runs: what ran, how it went, under which label a report shows it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from report.labels import facts, label
+from program.settings import NOT_IDENTITY
+from pruning import METHODS, Method
 from runfolder.results import Row, find_runs, read_results, sparsity
 from utils.errors import VPNsError
 from utils.files import is_amount, read_object
 
 NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
+Flags = Mapping[str, Any]
+STRANGER = Method(find_masks=lambda search: {})
+BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
+MODE_WORDS = {
+    BOTH: "prompt in both stages",
+    "score+vp_weight": "prompt in search only",
+    "weight+vp_score": "prompt in fine-tuning only",
+    NEITHER: "no prompt",
+}
+USUAL = {"prompt_method": "pad", "post_prompt": "none", "label_mapping_mode": "flm",
+         "init_mask": None, "init_from": None}  # fmt: skip
+PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,7 @@ class Run:
     """One run: its flags, run.json, env.json, and the rows of results.csv by sparsity (%)."""
 
     folder: Path
-    config: Mapping[str, Any]
+    config: Flags
     record: Mapping[str, Any]
     env: Mapping[str, Any]
     rows: Mapping[float, Row]
@@ -44,15 +57,11 @@ class Run:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
-    def state(self) -> str:
-        return self.record.get("state", "done")
-
-    @property
-    def asked(self) -> set[float]:
-        """Sparsities that the run still owes or has: of an unfinished run also those to come."""
-        ends = self.state == "done" or facts(self.method).only_density is not None
-        owed = () if ends else self.config.get("density_list") or ()
-        return {sparsity(density) for density in owed} - {0} | set(self.rows)
+    def levels(self) -> set[float]:
+        """Sparsities that the run has; of an unfinished run also those to come."""
+        ends = self.record["state"] == "done" or facts(self.method).only_density is not None
+        densities = () if ends else self.config.get("density_list") or ()
+        return {sparsity(density) for density in densities} - {0} | set(self.rows)
 
 
 def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -63,10 +72,10 @@ def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(path)}
     runs = [_read(folder) for folder in folders.values()]
-    made = {(run.where, run.method, run.seed) for run in runs if run.rows}
-    # A false start with other flags that made nothing is no other method.
-    runs = [run for run in runs if run.rows or (run.where, run.method, run.seed) not in made]
-    alike: dict[Any, list[Mapping[str, Any]]] = {}
+    with_rows = {(run.where, run.method, run.seed) for run in runs if run.rows}
+    # A run without results beside one with results was a false start, no other method.
+    runs = [run for run in runs if run.rows or (run.where, run.method, run.seed) not in with_rows]
+    alike: dict[Any, list[Flags]] = {}
     for run in runs:
         alike.setdefault((run.where, run.method), []).append(run.config)
     runs = [replace(r, label=label(r.config, alike[r.where, r.method])) for r in runs]
@@ -93,9 +102,8 @@ def _read(folder: Path) -> Run:
     wrong = [name for name, value in config.items() if not _is_flag(name, value)]
     if wrong:
         raise VPNsError(f"{folder / 'config.json'} has no such value of {', '.join(wrong[:3])}")
-    record = read_object(folder / "run.json")
-    if not is_amount(record.get("seconds")):
-        record["seconds"] = None
+    record = {"state": "done"} | read_object(folder / "run.json")
+    record["seconds"] = record.get("seconds") if is_amount(record.get("seconds")) else None
     by_sparsity = {sparsity(row["density"]): row for row in rows}
     return Run(folder, config, record, read_object(folder / "env.json"), by_sparsity)
 
@@ -108,3 +116,81 @@ def _is_flag(name: str, value: Any) -> bool:
         return isinstance(value, list) and all(map(is_amount, value))
     values = value if isinstance(value, list) else [value]
     return all(isinstance(v, str | int | float | None) for v in values)
+
+
+def facts(method: str) -> Method:
+    """The method of this name; a plug-in that is not registered here has every default."""
+    return METHODS.get(method, STRANGER)
+
+
+def rank(method: str) -> tuple[int, str]:
+    """Orders methods: the dense network, the others in the order of METHODS, strangers by name."""
+    order = sorted(METHODS, key=lambda name: METHODS[name].only_density != 1)
+    return (order.index(method), "") if method in METHODS else (len(order), method)
+
+
+def label(config: Flags, alike: Sequence[Flags]) -> str:
+    """The method, its deviations, and the flags in which the runs `alike` differ.
+
+    `alike` are the configs of all runs with the same network, dataset and method, this one too.
+    """
+    names = [n for n in config.keys() - NOT_IDENTITY if _distinguishes(n, config, alike)]
+    words = {name: config[name] for name in names} | deviations(config)
+    return ", ".join([config["prune_method"], *(_word(n, words[n]) for n in sorted(words))])
+
+
+def _mode(config: Flags) -> str:
+    return config.get("prune_mode") or facts(config["prune_method"]).prune_mode
+
+
+def prompts(config: Flags) -> bool:
+    """Whether a run shows the prompt at any time."""
+    asks = _mode(config) != NEITHER or config.get("post_prompt", "none") != "none"
+    return asks and config.get("prompt_method", "pad") != "none"
+
+
+def deviations(config: Flags) -> dict[str, Any]:
+    """The flags that make another method of a run than its name says, in every report."""
+    names = ["post_prompt", "init_mask", "init_from"]
+    # Whether a run without any prompt was told `none` or `fix` matters only if it would prompt.
+    if prompts(config) or _mode(config) != NEITHER:
+        names.append("prompt_method")
+    others = {name: config[name] for name in names if config.get(name, USUAL[name]) != USUAL[name]}
+    if _mode(config) != facts(config["prune_method"]).prune_mode:
+        others["prune_mode"] = _mode(config)
+    if config.get("pad_size") == 0 and prompts(config) and "prompt_method" not in others:
+        others["pad_size"] = 0
+    return others
+
+
+def _distinguishes(flag: str, config: Flags, alike: Sequence[Flags]) -> bool:
+    """Whether runs of the method differ in a flag whose value here is not the usual one."""
+    if flag == "prune_mode" or flag in USUAL and config[flag] == USUAL[flag]:
+        return False
+    if PROMPT_FLAG.match(flag):
+        # Without a prompt its settings mean nothing.
+        alike = [other for other in alike if prompts(other)] if prompts(config) else []
+    # A frame of no pixels is named for itself; then any one other size is the usual one.
+    values = {repr(other[flag]) for other in alike if flag in other}
+    return len(values - {"0"} if flag == "pad_size" else values) > 1
+
+
+def _word(name: str, value: Any) -> str:
+    """A flag and its value as the label says it."""
+    text = as_text(value)
+    words = {
+        # Each seed may have a file of its own, which makes no other method of it.
+        "init_mask": "given mask",
+        "init_from": "given weights",
+        "prune_mode": MODE_WORDS.get(text, text),
+        "prompt_method": "no prompt" if value == "none" else f"{value} prompt",
+        "post_prompt": f"{value} prompt afterwards",
+        "pad_size": f"pad {value}",
+        "label_mapping_mode": f"{value} labels",
+    }
+    return words.get(name, f"{name} {text}")
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

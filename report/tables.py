@@ -1,19 +1,113 @@
-"""Rows of text cells, the head first, as tables: aligned for a terminal, Markdown, LaTeX."""
+"""The numbers of a panel as rows of text cells, the head first; such rows as Markdown."""
 
-import re
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from report.panel import Mean, Panel, Series, mean_of
 
 Rows = Sequence[Sequence[str]]
 
 
-def aligned(rows: Rows) -> str:
-    """Columns two spaces apart: the first to the left, the others to the right."""
-    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = []
-    for label, *cells in rows:
-        words = [f"{cell:>{width}}" for cell, width in zip(cells, rest, strict=True)]
-        lines.append("  ".join([f"{label:<{first}}", *words]).rstrip())
-    return "\n".join(lines)
+def percents(levels: Iterable[float]) -> list[str]:
+    """Sparsities as they head a column."""
+    return [f"{level:g} %" for level in levels]
+
+
+def _table(
+    corner: str, lines: Iterable[Series], levels: Sequence[float], cell: Callable[..., str]
+) -> list[list[str]]:
+    """A row a method and a column a sparsity: `cell(series, level)`."""
+    rows = [[series.label, *(cell(series, level) for level in levels)] for series in lines]
+    return [[corner, *percents(levels)], *rows]
+
+
+def _mean(mean: Mean | None, seeds: int) -> str:
+    """`mean ± standard deviation`; the number of seeds stands behind it if some are missing."""
+    if mean is None:
+        return "-"
+    std = "-" if mean.std is None else f"{mean.std:.2f}"
+    return f"{mean.mean:.2f} ± {std}" + (f" (n={mean.n})" if mean.n < seeds else "")
+
+
+def accuracy_rows(panel: Panel, accuracy: str) -> Rows:
+    """A row a method, a column a sparsity; the best mean of a column is bold."""
+    lines = [s for s in panel.series if accuracy == "clean" or s.prompted]
+    levels = [0.0] * any(s.dense for s in lines) + panel.levels
+    seeds = len(panel.seeds)
+
+    def cell(series: Series, level: float) -> str:
+        if level not in panel.expected(series):
+            return ""
+        mean = series.mean(level, accuracy)
+        means = [other.mean for s in lines if (other := s.mean(level, accuracy))]
+        top = mean and level > 0 and len(means) > 1 and f"{mean.mean:.2f}" == f"{max(means):.2f}"
+        return f"**{_mean(mean, seeds)}**" if top else _mean(mean, seeds)
+
+    head, *rows = _table("method", lines, levels, cell)
+    return [head, *(row for row in rows if any(row[1:]))]
+
+
+def rest_rows(panel: Panel, series: Series) -> Rows:
+    """The sparsities that only a chained method has."""
+    seeds = len(panel.seeds)
+    return _table("method", [series], panel.rest(series), lambda s, at: _mean(s.mean(at), seeds))
+
+
+def comparison_rows(panel: Panel, reference: str) -> Rows:
+    """Every method against the reference, over the seeds and sparsities that both have."""
+    (base,) = (series.cells() for series in panel.series if series.label == reference)
+    rows = [["method", "all", "wins", "ties", "losses", *percents(panel.levels)]]
+    for series in panel.series:
+        if series.label == reference or series.dense:
+            continue
+        # Accuracies have four decimals: what binary fractions add to a difference is no win.
+        gaps = {at: round(v - base[at], 6) for at, v in series.cells().items() if at in base}
+        signs = [(gap > 0) - (gap < 0) for gap in gaps.values()]
+        counts = [str(signs.count(sign)) for sign in (1, 0, -1)] if gaps else ["-"] * 3
+        parts = ([gap for at, gap in gaps.items() if at[1] == level] for level in panel.levels)
+        rows.append([series.label, _gap(gaps.values()), *counts, *map(_gap, parts)])
+    return rows
+
+
+def _gap(gaps: Iterable[float]) -> str:
+    """Mean and its standard error, signed."""
+    mean = mean_of(gaps)
+    if mean is None:
+        return "-"
+    error = "-" if mean.std is None else f"{mean.std / math.sqrt(mean.n):.2f}"
+    return f"{mean.mean:+.2f} ± {error}"
+
+
+def cost_rows(panel: Panel) -> Rows:
+    """Passes over the training set that each level took, and the seconds of a whole run."""
+    levels = sorted({level for series in panel.series for level in panel.expected(series)})
+
+    def cell(series: Series, level: float) -> str:
+        return _cost(series.passes(level)) if level in panel.expected(series) else ""
+
+    head, *rows = _table("method", panel.series, levels, cell)
+    costs = [_cost(series.seconds()) for series in panel.series]
+    return [[*head, "seconds a run"], *([*row, c] for row, c in zip(rows, costs, strict=True))]
+
+
+def _cost(mean: Mean | None) -> str:
+    return "-" if mean is None else f"{mean.mean:.1f}".removesuffix(".0")
+
+
+def paper_tables(panel: Panel) -> list[Rows]:
+    """The paper's numbers for the methods of the panel; a chained one stands alone."""
+    lines = [series for series in panel.series if series.paper()]
+    groups = [[s for s in lines if not s.method.chained], *([s] for s in lines if s.method.chained)]
+
+    def cell(series: Series, level: float) -> str:
+        mean, std = series.paper().get(level, (None, None))
+        return "" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+    return [
+        _table("the paper's", group, sorted(set().union(*(s.paper() for s in group))), cell)
+        for group in groups
+        if group
+    ]
 
 
 def markdown(rows: Rows, title: str = "") -> str:
@@ -22,19 +116,3 @@ def markdown(rows: Rows, title: str = "") -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rest)]
     return "\n".join([title, "", *lines] if title else lines)
-
-
-def latex(rows: Rows, caption: str) -> str:
-    """A booktabs table; `**text**` is bold, a lone `-` a dash."""
-    cells = [["--" if cell == "-" else _latex(cell) for cell in row] for row in rows]
-    head, *rest = [" & ".join(row) + r" \\" for row in cells]
-    columns = "l" + "r" * (len(rows[0]) - 1)
-    return "\n".join([
-        r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}",
-    ])  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    text = re.sub(r"([%&#_$])", r"\\\1", text).replace("±", r"$\pm$")
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,21 +1,27 @@
-"""The text files of a report: report.md, table.csv and table.tex."""
+"""The files of a report: report.md, table.csv and the picture."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from report import aligned
 from report.commands import commands_and_machines
-from report.contents import (
+from report.panel import Panel, Series, panels
+from report.picture import comparison_figure
+from report.runs import Run, load_runs
+from report.tables import (
     accuracy_rows,
     comparison_rows,
     cost_rows,
+    markdown,
     paper_tables,
     percents,
     rest_rows,
 )  # fmt: skip
-from report.panel import Panel, Series
-from report.runs import Run
-from report.tables import latex, markdown
+from runfolder.results import save_figure
+from utils.errors import UsageError, VPNsError
+from utils.files import atomic_write
 
 INTRODUCTION = """# Accuracy against sparsity
 
@@ -34,6 +40,57 @@ CSV_COLUMNS = (
     "network", "dataset", "method", "sparsity", "seeds", "n", "clean_mean", "clean_std",
     "prompted_mean", "prompted_std", "passes", "seconds_a_run", "paper", "paper_std",
 )  # fmt: skip
+
+
+def write_report(
+    runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
+) -> str:
+    """Write the three files into `out`; the same runs give the same bytes. Returns the summary.
+
+    Raises VPNsError, UsageError for a reference that is not there.
+    """
+    records, notes = load_runs(runs)
+    groups = panels(records, accuracy)
+    text = report_markdown(groups, pick_reference(groups, reference), notes, paper)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot make {out} ({error.strerror}): choose another folder with --out"
+        raise VPNsError(reason) from error
+    atomic_write(out / "report.md", text)
+    atomic_write(out / "table.csv", report_csv(groups))
+    save_figure(comparison_figure(groups, paper), out / "accuracy_vs_sparsity.png")
+    return summary_table(groups)
+
+
+def pick_reference(panels: Sequence[Panel], name: str | None) -> str:
+    """The label that others are compared with: the one asked for, vpns, or the first there is."""
+    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
+    if name is not None and name not in labels:
+        raise UsageError(f"--reference {name!r} is none of the methods: {'; '.join(labels)}")
+    plain = [label for label in labels if label == "vpns" or label.startswith("vpns,")]
+    return name or min(plain or labels, key=lambda label: label != "vpns")
+
+
+def _cells(panels: Sequence[Panel]) -> Iterator[tuple[Panel, Series, float]]:
+    """Every method and sparsity of every panel."""
+    for panel in panels:
+        for series in panel.series:
+            yield from ((panel, series, level) for level in panel.expected(series))
+
+
+def summary_table(panels: Sequence[Panel]) -> str:
+    """Aligned text, a row a method and sparsity; - is missing."""
+    cells = [("run", "sparsity", "clean", "prompted", "seeds")]
+    for panel, series, level in _cells(panels):
+        clean = series.mean(level, "clean")
+        texts = []
+        for mean in (clean, series.mean(level, "prompted") if series.prompted else None):
+            std = "" if mean is None or mean.std is None else f" +- {mean.std:.2f}"
+            texts.append("-" if mean is None else f"{mean.mean:.2f}{std}")
+        name = "-".join((*panel.where, series.label))
+        cells.append((name, f"{level:g}", *texts, str(clean.n if clean else 0)))
+    return aligned(cells)
 
 
 def report_markdown(
@@ -82,7 +139,7 @@ def _runs(panel: Panel) -> list[Run]:
 
 
 def _missing(panel: Panel) -> list[str]:
-    """What has no result, and which runs have not come to their end."""
+    """The cells without a result, and the runs that have not come to their end."""
     lines = []
     for series in panel.series:
         cells = series.cells()
@@ -91,9 +148,9 @@ def _missing(panel: Panel) -> list[str]:
             if levels:
                 lines.append(f"- {series.label}, seed {seed}: {', '.join(percents(levels))}")
     for run in _runs(panel):
-        if run.state != "done":
+        if run.record["state"] != "done":
             reason = run.record.get("reason")
-            lines.append(f"- {run.name} is {run.state}" + (f": {reason}" if reason else ""))
+            lines.append(f"- {run.name} is {run.record['state']}{reason and f': {reason}' or ''}")
     return lines
 
 
@@ -102,10 +159,8 @@ def report_csv(panels: Sequence[Panel]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for panel in panels:
-        for series in panel.series:
-            for level in panel.expected(series):
-                writer.writerow([*panel.where, series.label, f"{level:g}", *_csv(series, level)])
+    for panel, series, level in _cells(panels):
+        writer.writerow([*panel.where, series.label, f"{level:g}", *_csv(series, level)])
     return text.getvalue()
 
 
@@ -119,14 +174,3 @@ def _csv(series: Series, level: float) -> list[str]:
     numbers = [*clean[:2], *prompted[:2], *costs, *series.paper().get(level, nothing)]
     texts = ["" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers]
     return [" ".join(seeds), str(len(seeds)), *texts]
-
-
-def report_tex(panels: Sequence[Panel]) -> str:
-    """table.tex: a table a panel, and one with the prompt where there is any."""
-    tables = []
-    for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
-        for panel in panels:
-            if accuracy == "clean" or any(series.prompted for series in panel.series):
-                title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
-                tables.append(latex(accuracy_rows(panel, accuracy), title))
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"

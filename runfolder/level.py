@@ -11,7 +11,7 @@ from utils.tensors import require_amounts, understood
 
 
 class Level:
-    """The files of one density; `log` is what its training stages report to."""
+    """The files of one density; its training stages report to `log`."""
 
     def __init__(self, run: Run, density: float) -> None:
         self.run, self.density = run, density

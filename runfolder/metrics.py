@@ -1,7 +1,8 @@
 """The curves of a run: a line an epoch in metrics.jsonl, and TensorBoard's files."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from utils.errors import VPNsError
 from utils.files import atomic_write, parse_object, write_problem
 
 
-def guarded(write: Callable[[], None], path: Path) -> None:
-    """Do `write`. Raises VPNsError that names `path` when the disk refuses."""
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Raises VPNsError that names `path` when the disk refuses a write in the block."""
     try:
-        write()
+        yield
     except OSError as error:
         raise VPNsError(write_problem(path, error)) from error
 
@@ -27,33 +29,27 @@ class Metrics:
         self._writer: Any = None
         self._step = 0
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a line that is none, or cut short by a crash, is left out."""
-        if not self._path.is_file():
-            return []
-        rows = [parse_object(line) for line in self._path.read_bytes().split(b"\n")[:-1]]
-        return [row for row in rows if row and "density" in row]
-
     def cut_back(self, density: float, rows: int) -> int:
-        """Cut one level back to its first `rows`; other levels stay. Returns how many it has."""
-        kept, count = [], 0
-        for row in self.rows():
-            count += row["density"] == density
-            if row["density"] != density or count <= rows:
-                kept.append(row)
-        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        """Cut one level back to its first `rows`; returns how many it has.
+
+        A line that is no row, or cut short by a crash, goes; other levels stay.
+        """
+        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
+        earlier, count = [], 0
+        for row in map(parse_object, lines):
+            if row and "density" in row:
+                count += row["density"] == density
+                if row["density"] != density or count <= rows:
+                    earlier.append(row)
+        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in earlier))
         self.close()
-        self._step = len(kept)
+        self._step = len(earlier)
         return min(count, rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and its numbers to TensorBoard."""
-
-        def append() -> None:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-        guarded(append, self._path)
+        with guarded(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
         self._step += 1
         tag = f"d{row['density']:g}/{row['stage']}"
         for name, value in row.items():

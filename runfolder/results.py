@@ -1,12 +1,20 @@
-"""Reading finished runs back: their results.csv, and the dense run that belongs to them."""
+"""Finished runs: their results.csv, the dense run that belongs to them, and their picture.
+
+Matplotlib is imported where it is used: it takes a second or two.
+"""
 
 import csv
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import VPNsError
-from utils.files import parse_object, read_object
+from utils.files import atomic_write, parse_object, read_object
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
@@ -36,19 +44,13 @@ def read_results(run: Path) -> list[Row]:
 
 def _numbers(texts: dict[str, str]) -> Row:
     """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
-    row = dict.fromkeys(("real_density", "prompted")) | {n: _number(t) for n, t in texts.items()}
-    if any(row.get(name) is None for name in ("density", "clean")) or not 0 < row["density"] <= 1:
+    row: Row = dict.fromkeys(("real_density", "prompted", "density", "clean"))
+    row |= {name: None if text == "" else float(text) for name, text in texts.items()}
+    if not all(math.isfinite(value) for value in row.values() if value is not None):
+        raise ValueError("not finite")
+    if row["clean"] is None or not 0 < row["density"] <= 1:
         raise ValueError("no density or accuracy")
     return row
-
-
-def _number(text: str) -> int | float | None:
-    if text == "":
-        return None
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return int(text) if text.isdecimal() else value
 
 
 def find_dense(run: Path) -> Row | None:
@@ -104,3 +106,46 @@ def run_folder(path: Path) -> Path:
         return Path(parse_object(result.removeprefix("RESULT "))["run"])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise VPNsError(f"{path} is neither a run folder nor the log of a finished run") from error
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, the same bytes each time. Raises VPNsError when it cannot."""
+    image = io.BytesIO()
+    # Matplotlib would stamp its version into the file.
+    figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
+    atomic_write(path, image.getvalue())
+
+
+def draw_run(run: Path) -> None:
+    """Write `curves.png` of a run from its results.csv, with its dense line if there is one."""
+    title = f"{run.parent.name}, {run.name}"
+    save_figure(curves_figure(read_results(run), find_dense(run), title), run / "curves.png")
+
+
+def curves_figure(rows: Sequence[Row], dense_row: Row | None, title: str) -> "Figure":
+    """Accuracy (%) against sparsity (%): clean solid, prompted dashed, dense a dotted line.
+
+    A column without values has no line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    looks = {"clean": ("-", "o", "tab:blue"), "prompted": ("--", "s", "tab:orange")}
+    for column, (line, marker, color) in looks.items():
+        cells = ((sparsity(row["density"]), row[column]) for row in rows)
+        points = sorted(cell for cell in cells if cell[1] is not None)
+        if points:
+            look = {"linestyle": line, "marker": marker, "color": color}
+            axes.plot(*zip(*points, strict=True), label=column, **look)
+    if dense_row is not None:
+        label = f"dense, clean ({dense_row['clean']:.2f})"
+        axes.axhline(dense_row["clean"], linestyle=":", color="black", label=label)
+    axes.set(title=title, xlabel="sparsity (% of weights removed)", ylabel="test accuracy (%)")
+    levels = sorted({sparsity(row["density"]) for row in rows})
+    if 0 < len(levels) <= 8:
+        axes.set_xticks(levels, [f"{level:g}" for level in levels])
+    axes.grid(alpha=0.3)
+    if axes.get_lines():
+        axes.legend()
+    return figure

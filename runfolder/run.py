@@ -10,10 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from tqdm import tqdm
+
 from runfolder.metrics import Metrics, guarded
 from runfolder.surroundings import Surroundings
 from utils.errors import Interrupted, VPNsError
-from utils.files import atomic_write, is_amount, read_object, write_json, write_problem
+from utils.files import atomic_write, is_amount, read_object, write_json
 from utils.model_file import read_meta
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
@@ -24,43 +26,32 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def open_run(folder: Path, flags: Mapping[str, Any], stop: Stop) -> "Run":
-    """Open a run folder, new or to go on with, and write down what runs.
-
-    A run that goes on keeps its number of threads, which the last bits depend on. Raises
-    VPNsError when the folder cannot be written or another process works in it.
-    """
-    run = Run(folder, flags, stop)
-    if not read_object(folder / "env.json"):
-        if run.goes_on:
-            run.say("note: env.json is missing or damaged: written anew")
-        write_json(folder / "config.json", flags)
-    run.surroundings.begin()
-    return run
-
-
 class Run:
-    """One run folder, open for writing. As a context manager it keeps run.json up to date."""
+    """One run folder, new or to go on with. As a context manager it keeps run.json up to date."""
 
     def __init__(self, folder: Path, flags: Mapping[str, Any], stop: Stop) -> None:
         """Raises VPNsError when the folder cannot be made or is held by another process."""
         self.folder, self.flags, self.stop = folder, dict(flags), stop
         self._started = time.monotonic()
-        try:
+        with guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
-            self._log = open_log(folder / "log.txt", "a")
-        except OSError as error:
-            raise VPNsError(write_problem(folder, error)) from error
+            self._log = open_log(folder / "log.txt")
         for stray in folder.rglob(".*.tmp"):
             stray.unlink(missing_ok=True)
         self.metrics, self.surroundings = Metrics(folder), Surroundings(folder, self.say)
         earlier = read_object(folder / "run.json")
-        self.goes_on = bool(earlier)
+        self._goes_on = bool(earlier)
         self.was_done = earlier.get("state") == "done"
         self._seconds = earlier["seconds"] if is_amount(earlier.get("seconds")) else 0.0
 
     def __enter__(self) -> "Run":
+        """Write down what runs, and keep the threads of a run that goes on."""
+        if not read_object(self.folder / "env.json"):
+            if self._goes_on:
+                self.say("note: env.json is missing or damaged: written anew")
+            write_json(self.folder / "config.json", self.flags)
+        self.surroundings.begin()
         self.stop.then = "the same command continues from here"
         self.state("running")
         return self
@@ -79,13 +70,11 @@ class Run:
 
     def say(self, line: str) -> None:
         """One line to the console, above a progress bar if there is one, and to log.txt."""
-        from tqdm import tqdm
-
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        write = lambda: print(stamp, line, file=self._log, flush=True)  # noqa: E731
-        guarded(write, self.folder / "log.txt")
+        with guarded(self.folder / "log.txt"):
+            print(stamp, line, file=self._log, flush=True)
 
     def state(self, state: str, reason: str = "") -> None:
         """Write run.json; state is running, done, interrupted or failed."""
@@ -98,7 +87,9 @@ class Run:
         models = self.folder.glob("d*/model.safetensors")
         ordered = sorted(map(read_row, models), key=lambda row: -row["density"])
         lines = [",".join(COLUMNS)]
-        lines += [",".join(_cell(row[column]) for column in COLUMNS) for row in ordered]
+        for row in ordered:
+            cells = (row[column] for column in COLUMNS)
+            lines.append(",".join("" if cell is None else repr(cell) for cell in cells))
         atomic_write(self.folder / "results.csv", "\n".join(lines) + "\n")
 
     def close(self) -> None:
@@ -119,11 +110,11 @@ def read_row(path: Path) -> dict[str, Any]:
     return row
 
 
-def open_log(path: Path, mode: str) -> IO[str]:
+def open_log(path: Path) -> IO[str]:
     """A text file to append to. Raises VPNsError for a pipe, which would wait for a reader."""
     if path.is_fifo():
         raise VPNsError(f"{path} is a pipe: remove it")
-    return open(path, mode, encoding="utf-8", errors="replace")
+    return open(path, "a+", encoding="utf-8", errors="replace")
 
 
 def lock(path: Path) -> IO[str]:
@@ -131,7 +122,7 @@ def lock(path: Path) -> IO[str]:
 
     Raises VPNsError that names the holder.
     """
-    file = open_log(path, "a+")
+    file = open_log(path)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -142,7 +133,3 @@ def lock(path: Path) -> IO[str]:
     file.truncate(0)
     print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
     return file
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else repr(value)

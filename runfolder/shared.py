@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
+from runfolder.stage_log import StageLog
 from utils.errors import VPNsError
 from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, require_like, understood
@@ -18,64 +19,52 @@ from utils.tensors import require_amounts, require_like, understood
 Tensors = dict[str, Tensor]
 
 
-class Passes(Protocol):
-    """Counts what was spent; a shared result costs each run that uses it as much as the first."""
-
-    passes: float
-
-    def add_passes(self, passes: float) -> None:
-        """Count forward and backward passes over the training set."""
-
-
 class Shared:
-    """A folder of shared results for runs with the same settings."""
+    """A folder of shared results, each of which costs every run the passes of the first."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], log: Passes, own: Path | None = None
+        self, folder: Path, settings: Mapping[str, Any], log: StageLog, scratch: Path | None = None
     ) -> None:
         """`settings` holds every value that the results depend on.
 
-        `own` is a folder of this run alone, on the same disk. Files are first written there: what
-        a killed process leaves of one may be removed there at the next start, but not among the
-        files of others, where somebody may just be writing it.
+        `scratch` is a folder of this run alone, on the same disk. Files are first written there:
+        the next start may remove the parts that a killed process leaves there, but not those among
+        the files of others, where somebody may just be writing.
         """
-        self._folder, self._settings, self._log, self._own = folder, settings, log, own
+        self._folder, self._settings, self._log, self._scratch = folder, settings, log, scratch
 
     def once(
         self,
         name: str,
-        given: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         make: Callable[[], Tensors],
         like: Mapping[str, Tensor] | None = None,
     ) -> Tensors:
         """The result of `make`, from its file if it was made before from the same tensors.
 
-        `given` holds every tensor that the result depends on: masks, the model at the start, its
+        `inputs` holds every tensor that the result depends on: masks, the model at the start, its
         label mapping; `like` has the names, shapes and types of the result. A file that is damaged
         or holds something else is made again.
         """
-        path = self._folder / f"{name}-{self._digest(name, given)}.safetensors"
+        path = self._folder / f"{name}-{self._digest(name, inputs)}.safetensors"
         try:
             tensors, meta = load_model(path)
             with understood(path):
                 require_like(like or {}, tensors)
                 require_amounts(meta, "passes")
         except VPNsError:  # missing, damaged, or something else
-            return self._make(path, make)
-        self._log.add_passes(meta["passes"])
+            before = self._log.passes
+            tensors = make()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_model(path, tensors, {"passes": self._log.passes - before}, self._scratch)
+        else:
+            self._log.add_passes(meta["passes"])
         return tensors
 
-    def _make(self, path: Path, make: Callable[[], Tensors]) -> Tensors:
-        spent = self._log.passes
-        tensors = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_model(path, tensors, {"passes": self._log.passes - spent}, self._own)
-        return tensors
-
-    def _digest(self, name: str, given: Mapping[str, Tensor]) -> str:
+    def _digest(self, name: str, inputs: Mapping[str, Tensor]) -> str:
         text = json.dumps([name, self._settings], sort_keys=True)
         digest = hashlib.sha256(text.encode())
-        for key, tensor in sorted(given.items()):
+        for key, tensor in sorted(inputs.items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -1,14 +1,13 @@
-"""What a training stage of one level reports to, and where its states are kept."""
+"""The log of the training stages of one level: progress, curves, stops, and when to save."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
-from runfolder.pace import Pace
 from runfolder.run import Run
 from runfolder.states import States
 from utils.tensors import require_amounts
@@ -26,6 +25,31 @@ def require_progress(state: dict[str, Any]) -> None:
         raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
 
 
+class Pace:
+    """When a state is due: `minutes` after the last one, and every `epochs` epochs (0: not)."""
+
+    def __init__(
+        self, epochs: int = 0, minutes: float = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._epochs, self._minutes, self._clock = epochs, minutes, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the minutes from now: a state was written, or a stage begins."""
+        self._last = self._clock()
+
+    def late(self) -> bool:
+        """Whether the minutes have passed."""
+        return self._minutes > 0 and self._clock() - self._last >= 60 * self._minutes
+
+    def due(self, done: int, epochs: int) -> bool:
+        """Whether to write a state after `done` epochs of a stage of `epochs`.
+
+        The next stage starts from the end of this one, which therefore always has a state.
+        """
+        return done == epochs or self._epochs > 0 and done % self._epochs == 0 or self.late()
+
+
 class StageLog:
     """The log of pruning/stage.py: progress, states, curves and stops of one density."""
 
@@ -41,7 +65,7 @@ class StageLog:
     def begin(self, phase: str, rows: int = 0, passes: float = 0) -> None:
         """Start or go on with `search` or `finetune`, which has `rows` and `passes` before it.
 
-        States of the other phase are leftovers, of a search that has ended or that is made again.
+        States of the other phase are leftovers of a search that has ended or starts again.
         """
         state, problems = self._states.newest(self._require_ours)
         for problem in problems:
@@ -53,10 +77,10 @@ class StageLog:
                 state = None
         self._newest = state
         self.rows, self.passes = state["rows"] if state else rows, passes
-        there = self._run.metrics.cut_back(self._density, self.rows)
-        if there < self.rows:
+        count = self._run.metrics.cut_back(self._density, self.rows)
+        if count < self.rows:
             self._run.say(
-                f"note: metrics.jsonl is damaged: {self.rows - there} of {self.rows} epochs of "
+                f"note: metrics.jsonl is damaged: {self.rows - count} of {self.rows} epochs of "
                 f"density {self._density:g} are missing in the curves"
             )
 
@@ -106,7 +130,7 @@ class StageLog:
             self._run.stop.now()
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
-        """Whether this epoch is measured on the test images (for the curves, never to choose)."""
+        """Whether to evaluate the test images after this epoch: for the curves, never to choose."""
         every, done = self._run.flags["eval_every"], epoch + 1
         return every > 0 and (done % every == 0 or done == epochs)
 
@@ -124,7 +148,7 @@ class StageLog:
             self._pace.restart()
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
-        """Record one finished epoch in metrics.jsonl, TensorBoard, log and console."""
+        """Record one finished epoch in metrics.jsonl, TensorBoard, log.txt and on the console."""
         row = {"density": self._density} | row
         row["seconds"] = round(time.monotonic() - self._started, 3)
         self.rows += 1
@@ -132,7 +156,10 @@ class StageLog:
         prompt = getattr(model, "prompt", None)
         if prompt is not None:
             self._run.metrics.picture(f"{level_name(self._density)}/prompt", prompt.picture())
-        self._run.say(epoch_line(self._title, row))
+        measures = [name for name in row if name.endswith(("_loss", "_accuracy"))]
+        values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in measures)
+        rate = "/".join(f"{value:.2g}" for value in row["lr"])
+        self._run.say(f"{self._title}: {values}, lr {rate}, {row['seconds']:.1f} s")
 
     def add_passes(self, passes: float) -> None:
         """Count forward and backward passes over the training set."""
@@ -142,11 +169,3 @@ class StageLog:
 def level_name(density: float) -> str:
     """The folder of a density, in its shortest form: d0.1, d0.0225, d1."""
     return f"d{density!r}".removesuffix(".0")
-
-
-def epoch_line(title: str, row: dict[str, Any]) -> str:
-    """One finished epoch in one line."""
-    measures = [name for name in row if name.endswith(("_loss", "_accuracy"))]
-    values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in measures)
-    rate = "/".join(f"{value:.2g}" for value in row["lr"])
-    return f"{title}: {values}, lr {rate}, {row['seconds']:.1f} s"

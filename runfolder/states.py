@@ -76,15 +76,14 @@ class States:
         for number in self.numbers():
             path = self.path(number)
             try:
-                stage = str(read_tensors(path)["stage"])
-            except (VPNsError, KeyError):
-                continue  # a damaged one stays what it is
-            if not re.fullmatch(r"[a-z][\w.-]*", stage):
-                continue
-            aside = path.with_name(f"{stage}-{number}.pt")
-            if side_car(path).exists():
-                os.replace(side_car(path), side_car(aside))
-            os.replace(path, aside)
+                stage = str(read_tensors(path).get("stage"))
+            except VPNsError:
+                continue  # a damaged one keeps its name
+            if re.fullmatch(r"[a-z][\w.-]*", stage):
+                aside = path.with_name(f"{stage}-{number}.pt")
+                if side_car(path).exists():
+                    os.replace(side_car(path), side_car(aside))
+                os.replace(path, aside)
 
     def remove_all(self) -> None:
         """Drop every state and every side-car without one."""

@@ -1,4 +1,4 @@
-"""What the last bits of a result depend on beside its settings: machine, versions, images."""
+"""Machine, versions and images, on which the last bits of a result depend."""
 
 import os
 import platform
@@ -44,10 +44,9 @@ class Surroundings:
             write_json(self._folder / "env.json", now)
             return
         self.use_threads(earlier.get("threads"))
-        names = [name for name in IDENTICAL if earlier.get(name) != now[name]]
-        changed = [f"{name} {earlier.get(name)} -> {now[name]}" for name in names]
-        if changed:
-            changes = ", ".join(changed)
+        pairs = [(name, earlier.get(name), now[name]) for name in IDENTICAL]
+        changes = ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+        if changes:
             self._say(f"note: results are no longer bit-identical, changed: {changes}")
 
     def use_threads(self, threads: Any) -> None:
@@ -59,9 +58,9 @@ class Surroundings:
 
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
-        known = read_object(self._folder / "env.json")
-        self._require(fingerprint, known.setdefault("data", fingerprint))
-        write_json(self._folder / "env.json", known)
+        env = read_object(self._folder / "env.json")
+        self._require(fingerprint, env.setdefault("data", fingerprint))
+        write_json(self._folder / "env.json", env)
         self._data = fingerprint
 
     def of_state(self) -> dict[str, Any]:

@@ -1,12 +1,26 @@
 """Run folders written by hand, for the tests of the report."""
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+
+import report
+from utils.signals import SIGNALS
 
 HEADER = "density,real_density,kept,prunable,before,after_search,clean,prompted,passes\n"
 BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
 ENV = {"python": "3.12.0", "torch": "2.14.1", "cores": 2, "accelerator": None}
+
+
+def call(*words: object) -> int:
+    """The command in this process; signal handlers are put back. Returns the exit code."""
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+    try:
+        return report.main([str(word) for word in words])
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def row(density: float, clean: float, prompted: float | str = "") -> str:

@@ -19,7 +19,7 @@ from benchmarks.timing import Turns, print_result, ratios
 from data.picture import decode
 from models.classifier import PromptedClassifier
 from program.settings import read_config
-from prompts.pad import PadPrompt
+from prompts.kinds import PadPrompt
 from pruning.method import Search
 from pruning.scores import learn_masks
 from utils.optim import Optim, OptimConfig

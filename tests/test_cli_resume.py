@@ -35,9 +35,8 @@ from program import record
 from pruning import training
 from runfolder import shared, stage_log
 from runfolder.level import Level
-from runfolder.pace import Pace
 from runfolder.run import Run
-from runfolder.stage_log import StageLog
+from runfolder.stage_log import Pace, StageLog
 from runfolder.states import States
 from utils.signals import SIGNALS
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import program.mapping
+import program.model
 from data.views import View
 from models.artifact import masks_of
 from models.label_map import count_predictions
@@ -422,7 +422,7 @@ def test_labels_are_mapped_once_for_the_dense_network_and_once_behind_each_mask(
         calls.append(words)
         return count_predictions(*words)
 
-    monkeypatch.setattr(program.mapping, "count_predictions", counting)
+    monkeypatch.setattr(program.model, "count_predictions", counting)
     words = ["--prune_method", method, "--label_mapping_mode", "flm", "--epochs", 0]
     assert run(tmp_path, *words, "--density_list", "1" if method == "dense" else "0.1").code == 0
     assert len(calls) == 1 + MAPPINGS[method]

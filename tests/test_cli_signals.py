@@ -165,7 +165,7 @@ def test_signal_after_the_data_were_checked_is_too_late(tmp_path, words):
 def test_signal_during_a_report_is_one_line_and_leaves_nothing(stub, tmp_path):
     stub("matplotlib", "SIGINT")
     make_run(tmp_path / "runs", "vpns", 7, {0.1: 80.0})
-    words = [sys.executable, "-m", "report", tmp_path / "runs", "--out", tmp_path / "out"]
+    words = [sys.executable, "-m", "utils.report", tmp_path / "runs", "--out", tmp_path / "out"]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 75 and not ended.stdout
     assert ended.stderr == f"error: {STARTS_AGAIN.format('SIGINT')}\n"

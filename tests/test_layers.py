@@ -41,7 +41,7 @@ def test_siblings_import_themselves_and_utils_only(folder: str) -> None:
 
 
 def test_utils_import_none_of_ours() -> None:
-    """`python -m utils.report`, an older name of the report, is the one exception."""
+    """`python -m utils.report`, the command of the report, is the one exception."""
     wrong = {path.name: imported(path) - {"utils"} for path in files("utils")}
     assert wrong.pop("report.py") == {"report"}
     assert not any(wrong.values()), wrong

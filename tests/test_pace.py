@@ -2,7 +2,7 @@
 
 import pytest
 
-from runfolder.pace import Pace
+from runfolder.stage_log import Pace
 
 
 class Clock:

@@ -5,10 +5,21 @@ import os
 from pathlib import Path
 
 import pytest
+from report_runs import call
 
 import report
-from runfolder.plots import curves_figure, draw_run, save_figure
-from runfolder.results import find_dense, read_results, run_folder, sparsity
+from report.panel import panels
+from report.runs import load_runs
+from report.text import summary_table
+from runfolder.results import (
+    curves_figure,
+    draw_run,
+    find_dense,
+    read_results,
+    run_folder,
+    save_figure,
+    sparsity,
+)
 from utils.errors import VPNsError
 
 HEADER = "density,real_density,kept,prunable,before,after_search,clean,prompted,passes\n"
@@ -146,10 +157,14 @@ def test_table_of_a_run_without_a_dense_network_has_no_such_line(tmp_path):
     ]  # fmt: skip
 
 
-def test_seeds_table_has_mean_and_sample_deviation_of_each_method(tmp_path):
+def summary(*runs: Path) -> str:
+    return summary_table(panels(load_runs(runs)[0]))
+
+
+def test_summary_has_mean_and_sample_deviation_of_each_method(tmp_path):
     runs = [make_run(tmp_path, "vpns", f"seed{s}-a", one_row(90 + s)) for s in (1, 2, 3)]
     runs.append(make_run(tmp_path, "hydra", "seed1-a", one_row(80)))
-    assert report.seeds_table(runs) == (
+    assert summary(*runs) == (
         "run                    sparsity          clean       prompted  seeds\n"
         "resnet20-digits-vpns         90  92.00 +- 1.00  50.00 +- 0.00      3\n"
         "resnet20-digits-hydra        90          80.00          50.00      1"
@@ -158,26 +173,26 @@ def test_seeds_table_has_mean_and_sample_deviation_of_each_method(tmp_path):
 
 def test_run_named_twice_counts_once(tmp_path):
     run = make_run(tmp_path, "vpns", "seed1-a", one_row(90))
-    assert report.seeds_table([run, run]).splitlines()[-1].endswith("1")
+    assert summary(run, run).splitlines()[-1].endswith("1")
 
 
 def test_sparsities_are_in_numerical_order(tmp_path):
     text = one_row(90, "0.02") + one_row(91, "0.95").removeprefix(HEADER)
-    lines = report.seeds_table([make_run(tmp_path, "vpns", "seed1-a", text)]).splitlines()
+    lines = summary(make_run(tmp_path, "vpns", "seed1-a", text)).splitlines()
     assert [line.split()[1] for line in lines[1:]] == ["5", "98"]
 
 
 def test_command_prints_the_table_and_where_the_files_are(tmp_path, capsys):
     run = make_run(tmp_path, "vpns", "seed7-aa")
     (run / "curves.png").touch()
-    assert report.main(["table", str(run)]) == 0
+    assert call("table", run) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"run:    {run}", f"curves: {run / 'curves.png'}",
     ]  # fmt: skip
 
 
 def test_command_reports_a_wrong_path_in_one_line(tmp_path, capsys):
-    assert report.main(["seeds", str(tmp_path)]) == 1
+    assert call("table", tmp_path) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} has no readable results.csv")
 
 

@@ -4,16 +4,15 @@ import csv
 import json
 
 import pytest
-from report_runs import HEADER, make_run, prompt, row, set_state
+from report_runs import HEADER, call, make_run, prompt, row, set_state
 
-import report
 from pruning import METHODS
-from report.contents import accuracy_rows, comparison_rows, cost_rows, rest_rows
 from report.panel import mean_of, panels
 from report.picture import comparison_figure
 from report.runs import load_runs
+from report.tables import accuracy_rows, comparison_rows, cost_rows, rest_rows
 
-FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv", "table.tex"]
+FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv"]
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def panel_of(root, accuracy="clean"):
 
 
 def report_of(root, *options: str) -> str:
-    assert report.main([str(root), "--out", str(root / "out"), *options]) == 0
+    assert call(root, "--out", root / "out", *options) == 0
     return (root / "out/report.md").read_text()
 
 
@@ -224,19 +223,11 @@ def test_csv_keeps_missing_cells(grid):
     assert line in (grid / "out/table.csv").read_text().split("\n")
 
 
-def test_latex_escapes_and_marks(grid):
-    report_of(grid)
-    text = (grid / "out/table.tex").read_text()
-    assert r"vpns &  & \textbf{92.00 $\pm$ 2.00} & \textbf{81.00 $\pm$ 1.41 (n=2)} \\" in text
-    assert r"vpns, pad 0 &  & 91.00 $\pm$ - (n=1) & -- \\" in text
-    assert r"test accuracy (\%)" in text
-
-
 def test_same_runs_give_the_same_bytes_in_any_order(grid, tmp_path_factory):
     runs = [str(run) for run in sorted(grid.glob("*/seed*"))]
     out = tmp_path_factory.mktemp("out")
     for name, paths in (("a", runs), ("b", runs[::-1] + runs[:1])):
-        assert report.main([*paths, "--out", str(out / name)]) == 0
+        assert call(*paths, "--out", out / name) == 0
     for name in FILES:
         assert (out / "a" / name).read_bytes() == (out / "b" / name).read_bytes()
     assert sorted(file.name for file in (out / "a").iterdir()) == FILES
@@ -341,7 +332,7 @@ def test_command_prints_the_table_and_the_path(grid, capsys):
     [
         (["RUNS"], 2, "--out DIR is missing"),
         ([], 2, "the following arguments are required: RUNS"),
-        (["seeds"], 2, "seeds needs at least one run"),
+        (["table"], 2, "table needs at least one run"),
         (["RUNS", "--out", "OUT", "--reference", "omg"], 2, "--reference 'omg' is none of"),
         (["RUNS", "--out", "OUT", "--accuracy", "x"], 2, "invalid choice: 'x'"),
         (["RUNS/nothing", "--out", "OUT"], 1, "neither a run folder nor the log"),
@@ -351,7 +342,7 @@ def test_command_prints_the_table_and_the_path(grid, capsys):
 def test_mistakes_end_in_one_line(grid, capsys, words, code, message):
     (grid / "a file").touch()
     words = [w.replace("RUNS", str(grid)).replace("OUT", str(grid / "out")) for w in words]
-    assert report.main(words) == code
+    assert call(*words) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -361,19 +352,19 @@ def test_settings_that_are_none_stop_the_report(grid, capsys, wrong):
     run = make_run(grid, "snip", 7, {0.1: 90})
     path = run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
-    assert report.main([str(grid), "--out", str(grid / "out")]) == 1
+    assert call(grid, "--out", grid / "out") == 1
     assert f"{path} has no such value of" in capsys.readouterr().err
 
 
 def test_runs_that_differ_in_a_list_are_told_apart(grid):
     for steps in ([0.5], [0.7]):
         make_run(grid, "snip", 7, {0.1: 90}, decreasing_step=steps)
-    assert report.main([str(grid), "--out", str(grid / "out")]) == 0
+    assert call(grid, "--out", grid / "out") == 0
 
 
 def test_damaged_results_stop_the_report(grid, capsys):
     run = make_run(grid, "snip", 7, {})
     (run / "results.csv").write_text(HEADER + row(0.1, 90).replace("90", "ninety"))
-    assert report.main([str(grid), "--out", str(grid / "out")]) == 1
+    assert call(grid, "--out", grid / "out") == 1
     assert "is damaged" in capsys.readouterr().err
     assert not (grid / "out").exists()

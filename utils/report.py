@@ -1,6 +1,8 @@
-"""`python -m utils.report`: the older name of `python -m report`."""
+"""`python -m utils.report`: see the package `report`."""
 
-from report.__main__ import main
+import sys
+
+from report import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
