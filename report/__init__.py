@@ -1,6 +1,6 @@
 """Tables and pictures of finished runs.
 
-python -m utils.report RUNS... --out DIR  compare: report.md, table.csv and
+python -m utils.report RUNS... --out DIR  compare: report.md, table.csv, table.tex and
                                           accuracy_vs_sparsity.png in DIR
 python -m utils.report table RUN...       each run: every sparsity, under the dense network's line
 RUNS are run folders, folders that hold runs, results.csv files, or logs whose last RESULT line

@@ -1,6 +1,7 @@
-"""The numbers of a panel as rows of text cells, the head first; such rows as Markdown."""
+"""The numbers of a panel as rows of text cells, the head first; Markdown and LaTeX of such rows."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from report.panel import Mean, Panel, Series, mean_of
@@ -116,3 +117,19 @@ def markdown(rows: Rows, title: str = "") -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rest)]
     return "\n".join([title, "", *lines] if title else lines)
+
+
+def latex(rows: Rows, caption: str) -> str:
+    """A booktabs table; `**text**` is bold, a lone `-` a dash."""
+    cells = [["--" if cell == "-" else _latex(cell) for cell in row] for row in rows]
+    head, *rest = [" & ".join(row) + r" \\" for row in cells]
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    return "\n".join([
+        r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+    ])  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"([%&#_$])", r"\\\1", text).replace("±", r"$\pm$")
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,4 +1,4 @@
-"""The files of a report: report.md, table.csv and the picture."""
+"""The files of a report: report.md, table.csv, table.tex and the picture."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ from report.tables import (
     accuracy_rows,
     comparison_rows,
     cost_rows,
+    latex,
     markdown,
     paper_tables,
     percents,
@@ -45,7 +46,7 @@ CSV_COLUMNS = (
 def write_report(
     runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
 ) -> str:
-    """Write the three files into `out`; the same runs give the same bytes. Returns the summary.
+    """Write the four files into `out`; the same runs give the same bytes. Returns the summary.
 
     Raises VPNsError, UsageError for a reference that is not there.
     """
@@ -59,6 +60,7 @@ def write_report(
         raise VPNsError(reason) from error
     atomic_write(out / "report.md", text)
     atomic_write(out / "table.csv", report_csv(groups))
+    atomic_write(out / "table.tex", report_tex(groups))
     save_figure(comparison_figure(groups, paper), out / "accuracy_vs_sparsity.png")
     return summary_table(groups)
 
@@ -174,3 +176,14 @@ def _csv(series: Series, level: float) -> list[str]:
     numbers = [*clean[:2], *prompted[:2], *costs, *series.paper().get(level, nothing)]
     texts = ["" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers]
     return [" ".join(seeds), str(len(seeds)), *texts]
+
+
+def report_tex(panels: Sequence[Panel]) -> str:
+    """table.tex: a table a panel, and one with the prompt where there is any."""
+    tables = []
+    for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
+        for panel in panels:
+            if accuracy == "clean" or any(series.prompted for series in panel.series):
+                title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
+                tables.append(latex(accuracy_rows(panel, accuracy), title))
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"

@@ -12,7 +12,7 @@ from report.picture import comparison_figure
 from report.runs import load_runs
 from report.tables import accuracy_rows, comparison_rows, cost_rows, rest_rows
 
-FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv"]
+FILES = ["accuracy_vs_sparsity.png", "report.md", "table.csv", "table.tex"]
 
 
 @pytest.fixture
@@ -221,6 +221,14 @@ def test_csv_keeps_missing_cells(grid):
     report_of(grid)
     line = "resnet20,digits,\"vpns, pad 0\",95,,0,,,,,,12.5,,"
     assert line in (grid / "out/table.csv").read_text().split("\n")
+
+
+def test_latex_escapes_and_marks(grid):
+    report_of(grid)
+    text = (grid / "out/table.tex").read_text()
+    assert r"vpns &  & \textbf{92.00 $\pm$ 2.00} & \textbf{81.00 $\pm$ 1.41 (n=2)} \\" in text
+    assert r"vpns, pad 0 &  & 91.00 $\pm$ - (n=1) & -- \\" in text
+    assert r"test accuracy (\%)" in text
 
 
 def test_same_runs_give_the_same_bytes_in_any_order(grid, tmp_path_factory):
