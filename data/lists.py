@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision import datasets
 
 from data.arrays import check_md5
-from data.folders import open_folders
+from data.folder import open_folders
 from data.images import Part, Splits, file_part
 from utils.errors import DataError
 

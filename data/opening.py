@@ -7,12 +7,12 @@ import http.client
 import os
 import shutil
 import socket
-import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
+from data.archives import guarded
 from data.images import Splits
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
@@ -23,7 +23,7 @@ DEFAULT_FOLDERS = ("dataset", "datasets")
 TIMEOUT = 60.0  # seconds without a byte before a download gives up
 DAMAGED = (*UNREADABLE, RuntimeError, UnpicklingError)
 FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException,
-                tarfile.TarError, zipfile.BadZipFile)  # fmt: skip
+                zipfile.BadZipFile)  # fmt: skip
 
 
 def open_splits(name: str, folder: str | None, download: bool) -> Splits:
@@ -106,27 +106,21 @@ def _reason(error: Exception) -> str:
 
 
 def _fetch_into(spec: Spec, target: Path) -> None:
-    """Download beside `target`, then move it into place, so that it is whole or absent.
-
-    tar refuses members that lead outside, zipfile keeps them inside.
-    """
-    if not hasattr(tarfile, "data_filter"):
-        raise OSError("Python before 3.10.12 and 3.11.4 unpacks archives unsafely: update it")
+    """Download beside `target`, then move it into place, so that it is whole or absent."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     created = [folder for folder in aside.parents if not folder.exists()]
-    patience, unpacks = socket.getdefaulttimeout(), vars(tarfile.TarFile).get("extraction_filter")
+    patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         aside.mkdir(parents=True)
-        spec.fetch(aside)
+        with guarded():
+            spec.fetch(aside)
         if _missing(spec, target):
             target.mkdir(exist_ok=True)
             for entry in aside.iterdir():
                 os.replace(entry, target / entry.name)
     finally:
         socket.setdefaulttimeout(patience)
-        tarfile.TarFile.extraction_filter = unpacks
         shutil.rmtree(aside, ignore_errors=True)
         for folder in created:
             with suppress(OSError):  # it is not empty, or not there

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.classifier import PromptedClassifier
-from utils.model_file import pack_tensor, unpack_tensor
+from utils.checkpoint import pack_tensor, unpack_tensor
 
 Masks = Mapping[str, Tensor]  # bool by parameter name, in the shape of the weight; True is kept
 

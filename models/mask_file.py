@@ -11,9 +11,9 @@ from torch import Tensor
 from models.artifact import masks_of
 from models.classifier import PromptedClassifier
 from models.pretrained import misfit
+from utils.checkpoint import read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
-from utils.model_file import read_meta, unpack_tensor
 from utils.tensors import read_tensors, understood
 
 # Scores lie beside a layer's weight; torch.nn.utils.prune puts its suffixes behind the weight.

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
+from utils.checkpoint import write_side_car
 from utils.errors import VPNsError
 from utils.files import sha256_file
-from utils.model_file import write_side_car
 from utils.tensors import SUFFIXES, first_line, read_tensors
 from utils.torch_file import ZIP_START
 

@@ -28,10 +28,10 @@ from pruning.masks import (
     total_count,
 )
 from pruning.measure import evaluate
+from utils.checkpoint import read_meta
 from utils.config import check_flags, flatten, replace_flags
 from utils.device import choose_device
 from utils.errors import UsageError
-from utils.model_file import read_meta
 from utils.tensors import read_tensors, understood
 
 UNCOMPILED = {"compile": False}  # unless typed: one look at the test images does not repay it

@@ -16,9 +16,9 @@ from runfolder.level import Level
 from runfolder.results import draw_run
 from runfolder.run import Run
 from runfolder.surroundings import environment
+from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.errors import VPNsError
-from utils.model_file import load_model
 from utils.tensors import require_like, understood
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from runfolder.run import Run, read_row
 from runfolder.stage_log import StageLog, level_name
 from runfolder.states import States
+from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
-from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, understood
 
 

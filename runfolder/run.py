@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from runfolder.metrics import Metrics, guarded
 from runfolder.surroundings import Surroundings
+from utils.checkpoint import read_meta
 from utils.errors import Interrupted, VPNsError
 from utils.files import atomic_write, is_amount, read_object, write_json
-from utils.model_file import read_meta
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
 

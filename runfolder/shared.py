@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from runfolder.stage_log import StageLog
+from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
-from utils.model_file import load_model, save_model
 from utils.tensors import require_amounts, require_like, understood
 
 Tensors = dict[str, Tensor]

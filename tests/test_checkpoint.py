@@ -22,9 +22,7 @@ from pruning.masks import apply_masks, keep_top, prunable
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from runfolder.states import States
-from utils.errors import VPNsError
-from utils.files import atomic_write, sha256_file, write_problem
-from utils.model_file import (
+from utils.checkpoint import (
     load_model,
     pack_tensor,
     read_meta,
@@ -32,6 +30,8 @@ from utils.model_file import (
     side_car,
     unpack_tensor,
 )
+from utils.errors import VPNsError
+from utils.files import atomic_write, sha256_file, write_problem
 from utils.optim import Optim, OptimConfig
 
 

@@ -11,7 +11,7 @@ from models import build_network
 from models.artifact import masks_of
 from models.mask_file import read_mask_file
 from pruning.masks import keep_top, kept_count, prunable
-from utils.model_file import load_model, unpack_tensor
+from utils.checkpoint import load_model, unpack_tensor
 from utils.tensors import read_tensors
 
 QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]

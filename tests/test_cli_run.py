@@ -21,8 +21,8 @@ from models.artifact import masks_of
 from models.label_map import count_predictions
 from program.settings import Config
 from runfolder.results import find_dense
+from utils.checkpoint import load_model
 from utils.config import flatten
-from utils.model_file import load_model
 
 LEVEL = {
     f"{name}.safetensors{end}" for name in ("model", "search") for end in ("", ".sha256")

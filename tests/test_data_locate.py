@@ -128,6 +128,7 @@ OUTSIDE = {
     "through a chain of links": {"a": link("d", "."), "b": link("l", "d/..")},
     "hard link above": {"a": link("l", "../secret", tarfile.LNKTYPE)},
     "device": {"a": {"name": "null", "type": tarfile.CHRTYPE}},
+    "absolute": {"a": {"name": "/tmp/evil.txt"}},
 }
 
 
@@ -138,15 +139,6 @@ def test_a_tar_that_leads_outside_is_refused_and_nothing_of_it_stays(tmp_path, f
     with pytest.raises(DataError, match="download failed"):
         load("mnist", tmp_path / "data", download=True)
     assert everything(tmp_path) == ["evil.tgz"]
-
-
-def test_an_absolute_tar_member_is_written_inside_or_not_at_all(tmp_path, fetched):
-    outside = tmp_path / "outside" / "evil.txt"
-    tar_of(tmp_path / "evil.tgz", a={"name": str(outside)})
-    fetched(unpacking(tmp_path / "evil.tgz"))
-    with suppress(DataError):
-        load("mnist", tmp_path / "data", download=True)
-    assert not outside.parent.exists()
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt"])

@@ -19,8 +19,8 @@ from program.evaluation import read_checkpoint
 from pruning import METHODS
 from pruning.masks import keep_top, kept_count, layer_densities, prunable
 from runfolder.stage_log import StageLog
+from utils.checkpoint import load_model
 from utils.errors import NumericError, UsageError
-from utils.model_file import load_model
 
 FINITE = VALUES.filter(lambda value: abs(value) < 3.4e38)
 

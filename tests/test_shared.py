@@ -15,8 +15,8 @@ from program.settings import read_config
 from pruning.dense import train_and_rewind, weight_stage
 from pruning.masks import all_kept
 from runfolder.shared import Shared
+from utils.checkpoint import load_model, save_model
 from utils.errors import Interrupted, NumericError
-from utils.model_file import load_model, save_model
 
 SETTINGS = {"seed": 7, "weight_lr": 0.1, "views": ("clean",)}
 

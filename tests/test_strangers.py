@@ -27,8 +27,8 @@ from torch import nn
 
 from runfolder.level import Level
 from runfolder.stage_log import StageLog
+from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
-from utils.model_file import load_model, save_model
 from utils.tensors import read_tensors
 
 QUICK = ["--density_list", "0.2", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
