@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torchvision import datasets
 
-from data import arrays, folders, lists
+from data import arrays, lists
 from data.arrays import DIGITS, FIRST_FILE
+from data.folder import open_folders, open_tiny_imagenet
 from data.images import Splits
 
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -79,10 +80,10 @@ SPECS: dict[str, Spec] = {
         "https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder", "1.9 GB",
         batch_size=128),
     "tiny_imagenet": Spec(
-        200, folders.open_tiny_imagenet, ("tiny-imagenet-200|wnids.txt",),
+        200, open_tiny_imagenet, ("tiny-imagenet-200|wnids.txt",),
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "237 MB"),
     "imagenet": Spec(
-        1000, partial(folders.open_folders, test=("val",)), ("train", "val"),
+        1000, partial(open_folders, test=("val",)), ("train", "val"),
         "https://image-net.org/download.php (one folder a wnid)", "145 GB", batch_size=1024),
     "svhn": Spec(
         10, arrays.open_svhn, ("train_32x32.mat", "test_32x32.mat"),
@@ -111,6 +112,6 @@ SPECS: dict[str, Spec] = {
         _download(datasets.FashionMNIST)),
     "digits": Spec(10, arrays.open_digits, batch_size=32),
     "imagefolder": Spec(
-        None, folders.open_folders, ("train", "test|val"),
+        None, open_folders, ("train", "test|val"),
         "your own images, one folder a class", "any"),
 }  # fmt: skip
