@@ -27,7 +27,7 @@ from test_cli_run import write_images
 import main_vpns
 from data import decoding, faults, opening
 from models.classifier import PromptedClassifier
-from program import evaluation, mapping, record
+from program import evaluation, model, record
 from runfolder import level as level_module
 from runfolder.run import Run
 from runfolder.surroundings import Surroundings
@@ -80,7 +80,7 @@ def test_signal_during_the_imports_ends_the_program_with_one_line(stub, tmp_path
 PHASES = {
     "looking for the data": (opening, "locate", 1, False),
     "the fingerprint of the images": (Surroundings, "require_data", 1, False),
-    "mapping the labels": (mapping, "count_predictions", 1, False),
+    "mapping the labels": (model, "count_predictions", 1, False),
     "measuring before the search": (PromptedClassifier, "forward", 2, False),
     "measuring after the search": (level_module, "save_model", 1, False),
     "writing the end of the search": (level_module, "save_model", 1, True),

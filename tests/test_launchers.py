@@ -20,6 +20,8 @@ AUTHORS = (
     " --score_vp_optimizer adam --score_vp_lr 0.0001"
 )
 
+ROOMS = ("utils", "runfolder", "data", "models", "prompts", "pruning", "program", "report")
+
 
 class Project:
     """A copy of the project's shell side in a folder with spaces, and a stand-in for Python."""
@@ -28,7 +30,7 @@ class Project:
         self.root, self.notes = folder / "a copy of vpns", folder / "what happened"
         self.notes.mkdir()
         unused = shutil.ignore_patterns("__pycache__")
-        for room in ("utils", "report", "runfolder", "pruning"):
+        for room in ROOMS:
             shutil.copytree(ROOT / room, self.root / room, ignore=unused)
         for pattern in ("*.sh", "requirements*.txt"):
             for file in ROOT.glob(pattern):
