@@ -1,12 +1,13 @@
-"""The best validation epoch of a stage."""
+"""Accuracies after an epoch, and the best validation epoch of a stage."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pruning.measure import Counts
+from pruning.measure import Counts, evaluate
 from pruning.state import tensors_of
+from utils.errors import NumericError
 
 if TYPE_CHECKING:
     from pruning.training import Training
@@ -19,7 +20,26 @@ class Best:
         self.correct, self.epoch = correct, epoch
         self.tensors: dict[str, Tensor] = tensors or {}
 
-    def offer(self, training: "Training", counts: Counts) -> None:
+    def measure(self, training: "Training", row: dict[str, Any]) -> Counts | None:
+        """Add the validation or the test accuracy to an epoch's row, where the epoch has one.
+
+        The validation images choose the best epoch; the test images choose nothing. Returns the
+        counts on the test images.
+        """
+        data, test = training.data, None
+        try:
+            if data.val is not None:
+                counts = evaluate(training.model, data.val)
+                row |= counts.named("val")
+                self._offer(training, counts)
+            elif training.log.wants_test(training.epoch, training.stage.epochs):
+                test = evaluate(training.model, data.test)
+                row |= test.named("test")
+        except NumericError as error:
+            raise NumericError(f"{error} at {training.place()}") from error
+        return test
+
+    def _offer(self, training: "Training", counts: Counts) -> None:
         """Take a copy of this epoch if its stage wants the best and it is better than before."""
         if training.stage.keep_best and counts.correct > self.correct:
             self.correct, self.epoch = counts.correct, training.epoch

@@ -28,6 +28,10 @@ class Counts(NamedTuple):
         """Cross-entropy per image."""
         return self.loss / max(self.seen, 1)
 
+    def named(self, view: str) -> dict[str, float]:
+        """Mean loss and accuracy of a view, as the row of an epoch has them."""
+        return {f"{view}_loss": self.mean_loss, f"{view}_accuracy": self.accuracy}
+
 
 NOTHING = Counts(0.0, 0, 0)
 

@@ -1,7 +1,7 @@
 """The only training loop. Read it from the top: stage, epoch, steps, half-step.
 
 Beside it stand what a reader of the method may skip: states (state.py), the watch for numbers that
-are not finite (watch.py) and the best validation epoch (best.py).
+are not finite (watch.py), accuracies after an epoch and the best one (best.py).
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.best import Best
-from pruning.measure import Counts, Tally, evaluate
+from pruning.measure import Counts, Tally
 from pruning.stage import CLEAN, OTHER, PROMPTED, Log, Stage
 from pruning.state import resume, save
 from pruning.watch import Watch
-from utils.errors import DataError, Interrupted, NumericError
+from utils.errors import DataError, Interrupted
 from utils.loss_scale import LossScale
 from utils.seed import reseed
 
@@ -101,8 +101,8 @@ def run_epoch(training: Training) -> Counts | None:
     run_steps(training)
     row = {"stage": stage.name, "epoch": training.epoch, "lr": rates}
     for view, tally in training.tallies.items():
-        row |= named_counts(view, tally.counts())
-    test = measure(training, row)
+        row |= tally.counts().named(view)
+    test = training.best.measure(training, row)
     training.watch.require_finite(training)
     with log.hold():
         for schedule in training.schedules:
@@ -156,28 +156,3 @@ def half_step(training: Training, half: int, view: str, images: Tensor, labels: 
     training.watch.look(training, loss)
     stage.renew()
     training.tallies[view].add(logits, labels, loss)
-
-
-def measure(training: Training, row: dict[str, Any]) -> Counts | None:
-    """Add the validation or the test accuracy to an epoch's row, where the epoch has one.
-
-    The validation images choose the best epoch; the test images choose nothing. Returns the counts
-    on the test images.
-    """
-    data, test = training.data, None
-    try:
-        if data.val is not None:
-            counts = evaluate(training.model, data.val)
-            row |= named_counts("val", counts)
-            training.best.offer(training, counts)
-        elif training.log.wants_test(training.epoch, training.stage.epochs):
-            test = evaluate(training.model, data.test)
-            row |= named_counts("test", test)
-    except NumericError as error:
-        raise NumericError(f"{error} at {training.place()}") from error
-    return test
-
-
-def named_counts(view: str, counts: Counts) -> dict[str, float]:
-    """Mean loss and accuracy of a view, as a row has them."""
-    return {f"{view}_loss": counts.mean_loss, f"{view}_accuracy": counts.accuracy}
