@@ -19,6 +19,7 @@ from data import DataConfig, load_data
 from program.evaluation import read_checkpoint
 
 LAYER = "layer2.1.conv1.weight"
+DIGIT = 0  # of the test images
 
 
 def as_sheet(mask: Tensor) -> Tensor:
@@ -35,18 +36,19 @@ def draw(model_path: Path, picture_path: Path) -> None:
     data = load_data(DataConfig(dataset="digits"), size, 100, torch.device("cpu"))
     images, _ = next(iter(data.test.batches()))
     with torch.no_grad():
-        prompted = prompt(images[3:4])[0].permute(1, 2, 0)
+        prompted = prompt(images[DIGIT : DIGIT + 1])[0]
+        pixels = prompt.pixels() * prompt.visible()
+        times = float(1 / pixels.abs().max())
     panels = [
-        ("an image in its prompt", prompted, {}),
-        ("the prompt alone (grey adds nothing)", prompt.picture().permute(1, 2, 0), {}),
-        (f"mask of {LAYER}: black stays, {mask.float().mean():.1%}", as_sheet(~mask).float(),
-         {"cmap": "gray"}),
-    ]  # fmt: skip
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained")
-    for axis, (title, picture, options) in zip(axes, panels, strict=True):
-        axis.imshow(picture, interpolation="nearest", **options)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
+        ("a digit in its prompt", prompted.permute(1, 2, 0)),
+        (f"the prompt, {times:.1f} times as strong", (pixels * times / 2 + 0.5).permute(1, 2, 0)),
+        (f"the mask of one layer, {mask.float().mean():.1%} stay", as_sheet(~mask).float()),
+    ]
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+    for axis, (title, picture) in zip(axes, panels, strict=True):
+        axis.imshow(picture, cmap="gray", interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[])
     figure.savefig(picture_path, dpi=100)
 
 
