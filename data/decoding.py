@@ -1,14 +1,16 @@
 """Image files to resized uint8 tensors, in threads: PIL and torch let go of the interpreter."""
 
+import atexit
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ Result = TypeVar("Result")
 BATCH = 64  # images that are decoded ahead when the whole set is
 PATIENCE = 30.0  # seconds that an image may take
 GOODBYE = 1.0  # seconds that threads get to end
+
+_alive: WeakKeyDictionary[Thread, SimpleQueue] = WeakKeyDictionary()  # with their tasks
 
 
 def threaded(
@@ -42,6 +46,7 @@ def threaded(
             for _ in range(threads):
                 thread = Thread(target=_serve, args=(work, tasks), daemon=True)
                 thread.start()
+                _alive[thread] = tasks
                 pool.append(thread)
         for item in items:
             task = item, Future()
@@ -57,15 +62,14 @@ def threaded(
     finally:
         for _, future in pending:
             future.cancel()
-        for _ in range(threads):
-            tasks.put(None)
-        _join(pool)
+        _end(pool)
 
 
 def _serve(work: Callable[[Item], Result], tasks: SimpleQueue) -> None:
     while (task := tasks.get()) is not None:
         _fulfil(work, *task)
         del task  # an idle thread holds no image
+    tasks.put(None)  # for the next thread
 
 
 def _fulfil(work: Callable[[Item], Result], item: Item, future: "Future[Result]") -> None:
@@ -79,11 +83,23 @@ def _fulfil(work: Callable[[Item], Result], item: Item, future: "Future[Result]"
         future.set_result(result)
 
 
-def _join(pool: list[Thread]) -> None:
+def _end(pool: list[Thread]) -> None:
+    """Let threads end: the images in hand are finished, no other is begun."""
     end = time.monotonic() + GOODBYE
+    for thread in pool:
+        with suppress(Empty):
+            while task := _alive[thread].get_nowait():
+                task[1].cancel()
+        _alive[thread].put(None)
     with suppress(RuntimeError):  # this is one of them, or the interpreter is going down
         for thread in pool:
             thread.join(max(0.0, end - time.monotonic()))
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that comes back from torch or PIL while Python goes down would abort the process."""
+    _end(list(_alive))
 
 
 def decoded(
