@@ -54,17 +54,22 @@ class Resized:
 
     def batches(self, size: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch of rows: pixels (uint8, N, C, size, size), and its rows of them."""
-        if size in self._homes:
-            copies = self._all_copies()[size]
+        if (copies := self.copies(size)) is not None:
             yield from ((copies, rows) for rows in batches)
             return
         for (pixels,) in at_sizes(self.images, (size,), batches, self._workers):
             yield pixels, torch.arange(len(pixels))
 
-    def _all_copies(self) -> dict[int, Tensor]:
-        """The copies, all made from one reading of the images."""
-        if self._copies:
-            return self._copies
+    def copies(self, size: int) -> Tensor | None:
+        """The copies at `size`, or None where they do not fit; the first call makes all.
+
+        They come from one reading of the images.
+        """
+        if size in self._homes and not self._copies:
+            self._copies = self._make()
+        return self._copies.get(size)
+
+    def _make(self) -> dict[int, Tensor]:
         count, channels = len(self.images), self.images.channels
         copies = {size: torch.empty((count, channels, size, size), dtype=torch.uint8, device=home)
                   for size, home in self._homes.items()}  # fmt: skip
@@ -73,5 +78,4 @@ class Resized:
         for start, resized in zip(range(0, count, BATCH), stream, strict=True):
             for size, pixels in zip(copies, resized, strict=True):
                 copies[size][start : start + BATCH] = pixels
-        self._copies = copies
         return copies

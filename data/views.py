@@ -56,6 +56,7 @@ class View:
 
     def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
         """The epoch that `key` names, from batch `start` on. Raises DataError on a damaged file."""
+        self._pixels.copies(self._look.resize_to)  # now: between steps a stop waits for its answer
         batches = self._batches(key, start)
         return batches if self._look.device.type == "cpu" else ahead(batches)
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 import data.load as load_module
-from data import DataConfig, load_data
+from data import DataConfig, cache, load_data
+from data.decoding import at_sizes
 from data.images import ArrayImages, Part, Splits, stratified
 from data.transforms import Crops, draw_crops, resize, to_batch
 from data.views import ahead
@@ -161,6 +162,14 @@ def test_one_view_read_twice_at_once(photos, workers):
     expected = epoch(view, 7)
     pairs = list(zip(view.batches(7), view.batches(7), strict=True))
     assert same([a for a, _ in pairs], expected) and same([b for _, b in pairs], expected)
+
+
+def test_copies_are_made_before_the_first_step_where_a_stop_is_answered_at_once(photos, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cache, "at_sizes", lambda *w: calls.append(w) or at_sizes(*w))
+    batches = folder(photos, workers=1, cache_gb=1.0).clean.batches(7)
+    assert len(calls) == 1
+    assert len(list(batches)) > 1 and len(calls) == 1
 
 
 def test_a_dropped_epoch_leaves_no_trace(photos):
