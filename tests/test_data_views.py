@@ -164,7 +164,7 @@ def test_one_view_read_twice_at_once(photos, workers):
     assert same([a for a, _ in pairs], expected) and same([b for _, b in pairs], expected)
 
 
-def test_copies_are_made_before_the_first_step_where_a_stop_is_answered_at_once(photos, monkeypatch):
+def test_copies_are_made_before_the_first_step_so_that_a_stop_is_answered(photos, monkeypatch):
     calls = []
     monkeypatch.setattr(cache, "at_sizes", lambda *w: calls.append(w) or at_sizes(*w))
     batches = folder(photos, workers=1, cache_gb=1.0).clean.batches(7)
