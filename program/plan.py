@@ -48,16 +48,11 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
 
 def origins(config: Config, typed: set[str]) -> dict[str, str]:
     """Where each value came from: typed, preset, registry (network, dataset, method), default."""
-    preset, defaults = preset_values(config, typed), flatten(Config())
-    sources = {}
-    for name, value in flatten(config).items():
-        filled = defaults[name] is None and value is not None
-        sources[name] = "registry" if filled else "default"
-        if name in preset:
-            sources[name] = "preset"
-        if name in typed:
-            sources[name] = "typed"
-    return sources
+    flags, defaults = flatten(config), flatten(Config())
+    filled = [n for n, value in flags.items() if defaults[n] is None and value is not None]
+    sources = {"default": flags, "registry": filled}
+    sources |= {"preset": preset_values(config, typed), "typed": typed}
+    return {name: source for source, names in sources.items() for name in names}
 
 
 def check_floor(config: Config, data: Data | None = None) -> None:
