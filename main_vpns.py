@@ -113,26 +113,18 @@ def make_level(
 def find_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
 ) -> tuple[Masks, dict[str, Any], Counts]:
-    """Run the method's search, or take the masks of a file; keep what it ends with.
-
-    Returns masks, accuracies, and the counts on the test images.
-    """
+    """Search, or take a file's masks, and save: masks, accuracies, counts on the test images."""
     level.log.begin("search")
     before, tested = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     remap = partial(mapping.remap, model)
     search = Search(
         model, data, level.density, config.method.epochs, config.views.search,
-        weight_optim=config.optim("weight"),
-        score_optim=config.optim("score"),
-        prompt_optim=config.optim("score_vp"),
-        log=level.log,
-        remap=remap,
-        before_epoch=remap if config.maps_each_epoch else nothing,
+        weight_optim=config.optim("weight"), score_optim=config.optim("score"),
+        prompt_optim=config.optim("score_vp"), floor=config.method.min_layer_density,
+        remap=remap, before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
-        once=shared(config, level, data).once,
-        floor=config.method.min_layer_density,
-        tested=tested.append,
+        once=shared(config, level, data).once, log=level.log, tested=tested.append,
     )  # fmt: skip
     masks = find(search)
     test = (tested and tested[-1]) or evaluate(model, data.test)
@@ -142,9 +134,7 @@ def find_masks(
     return masks, row, test
 
 
-def finetuning(
-    config: Config, model: PromptedClassifier, masks: Masks, remap: Callable[[], None]
-) -> Stage:
+def finetuning(config: Config, model: PromptedClassifier, masks: Masks, remap: Callable) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
     views = config.views.finetune
     weights = Group(tuple(model.network.parameters()), config.optim("weight"))
@@ -159,9 +149,7 @@ def finetuning(
     )
 
 
-def post_prompting(
-    config: Config, model: PromptedClassifier, remap: Callable[[], None]
-) -> Stage:
+def post_prompting(config: Config, model: PromptedClassifier, remap: Callable) -> Stage:
     """A fresh prompt alone is trained for the finished network (paper, post-pruning prompt).
 
     BatchNorm stays in eval mode and the weights are frozen. Without fine-tuning the labels are

@@ -38,10 +38,7 @@ def save_search(
 def read_search(
     config: Config, level: Level, model: PromptedClassifier, classes: int
 ) -> tuple[Masks, dict[str, Any], None] | None:
-    """Read a search that has ended back into the model; None where it has not.
-
-    Returns masks, accuracies, and None for the counts on the test images.
-    """
+    """Read a search that has ended into the model: masks, accuracies, no counts; or None."""
     searched = level.searched()
     if searched is None:
         return None
@@ -86,10 +83,7 @@ def record(run: Run) -> None:
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
-    """The finished level that a chained method goes on from; None at the first.
-
-    Raises VPNsError unless its file has the names, shapes and types of `like`.
-    """
+    """The level that a chained method goes on from, of tensors like `like`; None at the first."""
     if level is None:
         return None
     tensors, meta = load_model(level.model_path)
@@ -120,10 +114,8 @@ def exported(
         wrong = int(weight[pruned].count_nonzero()) + int((read[name] != masks[name]).sum())
         wrong += int((written.signbit() | (written != 0)).sum())
         if wrong:
-            raise VPNsError(
-                f"density {level.density:g}: {name} does not follow its mask in {wrong} places, "
-                "the model is not saved: a bug"
-            )
+            raise VPNsError(f"density {level.density:g}: {name} does not follow its mask in "
+                            f"{wrong} places, the model is not saved: a bug")
     return tensors, meta | {
         "network": config.network.network,
         "dataset": config.data.dataset,
@@ -143,6 +135,5 @@ def require_count(config: Config, density: float, masks: Masks) -> None:
     total, kept = total_count(masks), kept_count(masks)
     asked = total - pruned_count(total, density)
     if kept != asked and METHODS[config.method.prune_method].exact:
-        raise ValueError(
-            f"density {density:g}: the mask keeps {kept} of {total} weights instead of {asked}"
-        )
+        raise ValueError(f"density {density:g}: the mask keeps {kept} of {total} weights "
+                         f"instead of {asked}")
