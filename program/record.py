@@ -83,7 +83,7 @@ def record(run: Run) -> None:
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
-    """The level that a chained method goes on from, of tensors like `like`; None at the first."""
+    """The level that a chained method goes on from, or None; VPNsError if it is unlike `like`."""
     if level is None:
         return None
     tensors, meta = load_model(level.model_path)

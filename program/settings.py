@@ -242,7 +242,7 @@ def model_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
-    """The completed and checked config, and the names of the flags that were typed."""
+    """The completed config and the names of the typed flags. Raises UsageError for bad flags."""
     parsed, typed = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
     config = complete(replace_flags(parsed, preset_values(parsed, typed)))
     check(config)

@@ -75,7 +75,5 @@ class Surroundings:
 
     def _require(self, fingerprint: str, before: str | None) -> None:
         if fingerprint != before:
-            raise DataError(
-                f"the images are not those that {self._folder} began with: put them back, or start "
-                "afresh with --resume none"
-            )
+            raise DataError(f"the images are not those that {self._folder} began with: put them "
+                            "back, or start afresh with --resume none")
