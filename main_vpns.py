@@ -29,7 +29,7 @@ from program.folder import announce, check_resumed, run_folder, shared
 from program.given import check_given, given_masks
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, plan
-from program.record import percent, read_level, read_search, record, save_level, save_search
+from program.record import exported, percent, read_level, read_search, record, save_level
 from program.settings import Config, read_config
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -71,13 +71,10 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         else:
             record(opened)
     return {
-        "run": str(folder),
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "method": config.method.prune_method,
-        "seed": config.run.seed,
+        "run": str(folder), "network": config.network.network, "dataset": config.data.dataset,
+        "method": config.method.prune_method, "seed": config.run.seed,
         "rows": [{column: row[column] for column in COLUMNS} for row in rows],
-    }
+    }  # fmt: skip
 
 
 def read_data(config: Config, run: Run, device: torch.device) -> Data:
@@ -130,7 +127,7 @@ def find_masks(
     test = (tested and tested[-1]) or evaluate(model, data.test)
     level.note_layers(layer_densities(masks))
     row = {"before": percent(before), "after_search": percent(test)}
-    save_search(config, level, model, masks, row)
+    level.save_search(*exported(config, level, model, masks, accuracies=row))
     return masks, row, test
 
 

@@ -38,17 +38,15 @@ def check_data(config: Config) -> None:
     root = locate(data.dataset, data.data, download=False)
     good, faults = readable(splits, data.workers)
     reports = map(split_report, splits, faults)
+    epoch = time_epoch(good, config) if len(good.train.labels) else None
+    problem = find_problem(good, faults, config)
     report: Report = {
         "dataset": data.dataset,
         "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
-        "found": present(SPECS[data.dataset], root),
-        "classes": len(splits.train.classes),
-        "splits": dict(zip(splits._fields, reports, strict=True)),
-        "unused": unused(splits),
-        "epoch": time_epoch(good, config) if len(good.train.labels) else None,
-    }
-    problem = find_problem(good, faults, config)
-    report["trainable"] = problem is None
+        "found": present(SPECS[data.dataset], root), "classes": len(splits.train.classes),
+        "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
+        "epoch": epoch, "trainable": problem is None,
+    }  # fmt: skip
     print("\n".join(lines(report)))
     print("RESULT " + json.dumps(report))
     if problem:
@@ -58,12 +56,9 @@ def check_data(config: Config) -> None:
 def split_report(part: Part, faults: Faults) -> Report:
     """Counts and faults of one split; images that cannot be read are counted as well."""
     counts = part.labels.bincount(minlength=len(part.classes)).tolist()
-    return {
-        "images": len(part.labels),
-        "source": source(part.images),
-        "counts": dict(zip(map(printable, part.classes), counts, strict=True)),
-        **faults._asdict(),
-    }
+    by_class = dict(zip(map(printable, part.classes), counts, strict=True))
+    return {"images": len(part.labels), "source": source(part.images), "counts": by_class,
+            **faults._asdict()}  # fmt: skip
 
 
 def source(images: Images) -> str:

@@ -76,18 +76,11 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     prompted = model.prompt and evaluate(model, data.test, prompted=True)
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     return {
-        "checkpoint": str(path),
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "clean": percent(clean),
-        "prompted": percent(prompted),
-        "claimed": checkpoint.claimed,
-        "kept": kept,
-        "prunable": total,
-        "sparsity": round(1 - kept / total, 9),
-        "images": clean.seen,
-        "notes": [*checkpoint.notes, *data.notes],
-    }
+        "checkpoint": str(path), "network": config.network.network, "dataset": config.data.dataset,
+        "clean": percent(clean), "prompted": percent(prompted), "claimed": checkpoint.claimed,
+        "kept": kept, "prunable": total, "sparsity": round(1 - kept / total, 9),
+        "images": clean.seen, "notes": [*checkpoint.notes, *data.notes],
+    }  # fmt: skip
 
 
 def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:

@@ -9,7 +9,7 @@ from typing import Any
 
 from data import SPECS, Data
 from models.backbones import weights_file
-from program.settings import NOT_IDENTITY, Config, complete
+from program.settings import DENSITIES, NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
 from runfolder.run import lock
@@ -75,9 +75,11 @@ def _plain(value: Any) -> Any:
 
 def announce(config: Config, folder: Path) -> None:
     """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
-    if config.ignored:
-        only = ", ".join(f"{density:g}" for density in config.ignored)
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
+    only = METHODS[config.method.prune_method].only_density
+    asked = [f"{density:g}" for density in config.method.density_list if density != only]
+    if only is not None and asked and config.method.density_list != DENSITIES:
+        print(f"note: {config.method.prune_method} makes density 1 only; ignored: "
+              f"{', '.join(asked)}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
         print(f"note: the earlier run is now {aside}")
     if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):

@@ -217,13 +217,6 @@ class Config:
         listed = self.method.density_list
         return listed[1:] if listed[0] == 1 and len(listed) > 1 else listed
 
-    @property
-    def ignored(self) -> tuple[float, ...]:
-        """The densities that were asked for and that the method does not make."""
-        asked = self.method.density_list
-        only = METHODS[self.method.prune_method].only_density
-        return () if only is None or asked == DENSITIES else tuple(d for d in asked if d != only)
-
     def build_prompt(self) -> VisualPrompt | None:
         """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
         try:

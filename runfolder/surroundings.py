@@ -20,14 +20,11 @@ def environment() -> dict[str, Any]:
     import torchvision
 
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "system": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "python": platform.python_version(), "torch": torch.__version__,
+        "torchvision": torchvision.__version__, "system": platform.platform(),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    }  # fmt: skip
 
 
 class Surroundings:
