@@ -18,15 +18,7 @@ from program.model import classifier
 from program.record import percent
 from program.settings import Config, complete, model_flags
 from prompts import Sizes, build_prompt
-from pruning.masks import (
-    Masks,
-    apply_masks,
-    keep_top,
-    kept_count,
-    prunable,
-    pruned_count,
-    total_count,
-)
+from pruning.masks import apply_masks, keep_top, kept_count, prunable, pruned_count, total_count
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import check_flags, flatten, replace_flags
@@ -42,7 +34,7 @@ class Checkpoint:
     """A classifier read from a file, its masks, and the flags that it was made with."""
 
     model: PromptedClassifier
-    masks: Masks
+    masks: Mapping[str, Tensor]
     flags: Mapping[str, Any]
     claimed: float | None = None  # the accuracy that the file itself states, percent
     notes: tuple[str, ...] = ()

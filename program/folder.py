@@ -78,8 +78,8 @@ def announce(config: Config, folder: Path) -> None:
     only = METHODS[config.method.prune_method].only_density
     asked = [f"{density:g}" for density in config.method.density_list if density != only]
     if only is not None and asked and config.method.density_list != DENSITIES:
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: "
-              f"{', '.join(asked)}")
+        ignored = ", ".join(asked)
+        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {ignored}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
         print(f"note: the earlier run is now {aside}")
     if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):

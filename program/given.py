@@ -7,14 +7,7 @@ from pathlib import Path
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import (
-    Masks,
-    density_of,
-    kept_count,
-    layer_densities,
-    pruned_count,
-    total_count,
-)
+from pruning.masks import Masks, density_of, kept_count, layer_densities, pruned_count, total_count
 from runfolder.stage_log import level_name
 from utils.errors import UsageError, VPNsError
 

@@ -7,25 +7,20 @@ Epochs are those of every phase: two updates an iteration for VPNs (30 + 30), on
 """
 
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 Values = dict[str, Any]
 
 
-def _optim(group: str, optimizer: str, lr: float) -> Values:
-    return {f"{group}_optimizer": optimizer, f"{group}_lr": lr}
+def _optim(groups: tuple[str, ...], optimizer: str, lr: float) -> Values:
+    facts = {"optimizer": optimizer, "lr": lr}
+    return {f"{group}_{name}": value for group in groups for name, value in facts.items()}
 
 
-def _weights(optimizer: str, lr: float) -> Values:
-    """Weights, and the prompt in fine-tuning as they."""
-    return _optim("weight", optimizer, lr) | _optim("weight_vp", optimizer, lr)
-
-
-def _scores(optimizer: str, lr: float) -> Values:
-    """Scores, and the prompt in the search as they."""
-    return _optim("score", optimizer, lr) | _optim("score_vp", optimizer, lr)
-
-
+# The prompt is trained like the weights in fine-tuning, like the scores in the search.
+_weights = partial(_optim, ("weight", "weight_vp"))
+_scores = partial(_optim, ("score", "score_vp"))
 BASELINES = "random omp lth snip grasp synflow dense"
 _IMP_13 = (
     0.8, 0.64, 0.512, 0.41, 0.328, 0.262, 0.2097, 0.1678, 0.1342, 0.1074, 0.0859, 0.0687, 0.055,
@@ -64,8 +59,7 @@ TABLE: tuple[tuple[str, str, str, Values], ...] = (
     ("*", "imagenet", "omp", {"epochs": 30}),
 )
 # Mask baselines with the prompt ("VPNs with OMP / LTH / Random masks"): 60 epochs a phase.
-WITH_PROMPT: Values = {"epochs": 60, "weight_lr": 0.01}
-WITH_PROMPT |= _optim("weight_vp", "adam", 1e-3) | _optim("score_vp", "adam", 1e-3)
+WITH_PROMPT = _optim(("weight_vp", "score_vp"), "adam", 1e-3) | {"epochs": 60, "weight_lr": 0.01}
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:

@@ -12,16 +12,7 @@ from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
-from utils.config import (
-    flag,
-    flags_of,
-    flatten,
-    nested,
-    number,
-    parse_flags,
-    replace_flags,
-    word,
-)
+from utils.config import flag, flags_of, flatten, nested, number, parse_flags, replace_flags, word
 from utils.device import device_name
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig

@@ -133,8 +133,7 @@ def _missing(panel: Panel) -> list[str]:
     for series in panel.series:
         cells = series.cells()
         for seed in panel.seeds:
-            levels = [level for level in panel.expected(series) if (seed, level) not in cells]
-            if levels:
+            if levels := [at for at in panel.expected(series) if (seed, at) not in cells]:
                 lines.append(f"- {series.label}, seed {seed}: {', '.join(tables.percents(levels))}")
     for run in _runs(panel):
         if run.record["state"] != "done":

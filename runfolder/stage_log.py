@@ -19,8 +19,7 @@ PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, wh
 def require_progress(state: dict[str, Any]) -> None:
     """Raises ValueError when a dict is no training state."""
     require_amounts(state, *PROGRESS)
-    counts = {name: state[name] for name in PROGRESS[:3]}
-    wrong = [name for name, value in counts.items() if not isinstance(value, int)]
+    wrong = [name for name in PROGRESS[:3] if not isinstance(state[name], int)]
     if wrong or not isinstance(state["stage"], str):
         raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
 
