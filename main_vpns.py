@@ -29,7 +29,7 @@ from program.folder import announce, check_resumed, run_folder, shared
 from program.given import check_given, given_masks
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, plan
-from program.record import percent, read_level, read_search, record, save_level, save_search
+from program.record import exported, percent, read_level, read_search, record, save_level
 from program.settings import Config, read_config
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -71,13 +71,10 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         else:
             record(opened)
     return {
-        "run": str(folder),
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "method": config.method.prune_method,
-        "seed": config.run.seed,
+        "run": str(folder), "network": config.network.network, "dataset": config.data.dataset,
+        "method": config.method.prune_method, "seed": config.run.seed,
         "rows": [{column: row[column] for column in COLUMNS} for row in rows],
-    }
+    }  # fmt: skip
 
 
 def read_data(config: Config, run: Run, device: torch.device) -> Data:
@@ -113,38 +110,28 @@ def make_level(
 def find_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
 ) -> tuple[Masks, dict[str, Any], Counts]:
-    """Run the method's search, or take the masks of a file; keep what it ends with.
-
-    Returns masks, accuracies, and the counts on the test images.
-    """
+    """Search, or take a file's masks, and save: masks, accuracies, counts on the test images."""
     level.log.begin("search")
     before, tested = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     remap = partial(mapping.remap, model)
     search = Search(
         model, data, level.density, config.method.epochs, config.views.search,
-        weight_optim=config.optim("weight"),
-        score_optim=config.optim("score"),
-        prompt_optim=config.optim("score_vp"),
-        log=level.log,
-        remap=remap,
-        before_epoch=remap if config.maps_each_epoch else nothing,
+        weight_optim=config.optim("weight"), score_optim=config.optim("score"),
+        prompt_optim=config.optim("score_vp"), floor=config.method.min_layer_density,
+        remap=remap, before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
-        once=shared(config, level, data).once,
-        floor=config.method.min_layer_density,
-        tested=tested.append,
+        once=shared(config, level, data).once, log=level.log, tested=tested.append,
     )  # fmt: skip
     masks = find(search)
     test = (tested and tested[-1]) or evaluate(model, data.test)
     level.note_layers(layer_densities(masks))
     row = {"before": percent(before), "after_search": percent(test)}
-    save_search(config, level, model, masks, row)
+    level.save_search(*exported(config, level, model, masks, accuracies=row))
     return masks, row, test
 
 
-def finetuning(
-    config: Config, model: PromptedClassifier, masks: Masks, remap: Callable[[], None]
-) -> Stage:
+def finetuning(config: Config, model: PromptedClassifier, masks: Masks, remap: Callable) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
     views = config.views.finetune
     weights = Group(tuple(model.network.parameters()), config.optim("weight"))
@@ -159,9 +146,7 @@ def finetuning(
     )
 
 
-def post_prompting(
-    config: Config, model: PromptedClassifier, remap: Callable[[], None]
-) -> Stage:
+def post_prompting(config: Config, model: PromptedClassifier, remap: Callable) -> Stage:
     """A fresh prompt alone is trained for the finished network (paper, post-pruning prompt).
 
     BatchNorm stays in eval mode and the weights are frozen. Without fine-tuning the labels are

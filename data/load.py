@@ -17,7 +17,6 @@ from data.views import Look, View
 from utils.config import flag, number
 from utils.errors import UsageError
 
-GROUP = "data"
 NAMED = 3  # images or classes that a message names; the rest it counts
 
 
@@ -25,32 +24,30 @@ NAMED = 3  # images or classes that a message names; the rest it counts
 class DataConfig:
     """Which images, how many, and how they are fed."""
 
-    dataset: str = flag("dtd", "dataset", choices=tuple(SPECS), group=GROUP)
+    dataset: str = flag("dtd", "dataset", choices=tuple(SPECS))
     data: str | None = flag(
         None, "folder D of the data: looked for in D/<dataset>, then in D "
-        "(default: dataset, then datasets)", parse=str, group=GROUP, identity=False)
+        "(default: dataset, then datasets)", parse=str, identity=False)
     input_size: int | None = flag(
-        None, "side of the images in pixels (default: the network's)",
-        parse=number(int, 1), group=GROUP)
+        None, "side of the images in pixels (default: the network's)", parse=number(int, 1))
     batch_size: int | None = flag(
-        None, "images a batch (default: the dataset's)", parse=number(int, 1), group=GROUP)
+        None, "images a batch (default: the dataset's)", parse=number(int, 1))
     workers: int = flag(
-        2, "threads that decode image files; 0 decodes in the main one",
-        parse=number(int, 0), group=GROUP, identity=False)
+        2, "threads that decode image files; 0 decodes in the main one", parse=number(int, 0),
+        identity=False)
     val_fraction: float = flag(
         0.0, "share of the training images held out to choose the best epoch, at most 0.5",
-        parse=number(float, 0, 0.5), group=GROUP)
+        parse=number(float, 0, 0.5))
     train_images: int = flag(
         0, "train on so many images, a fixed choice with the classes in proportion; 0 is all",
-        parse=number(int, 0), group=GROUP)
-    download: bool = flag(
-        True, "fetch a missing dataset where torchvision can", group=GROUP, identity=False)
+        parse=number(int, 0))
+    download: bool = flag(True, "fetch a missing dataset where torchvision can", identity=False)
     bad_images: str = flag(
         "stop", "image files that cannot be read: stop the run, or skip leaves them out, the "
-        "same ones each time, after a look at every file", choices=("stop", "skip"), group=GROUP)
+        "same ones each time, after a look at every file", choices=("stop", "skip"))
     cache_gb: float | None = flag(
         None, "memory for resized images in GB; 0 keeps none (default: a quarter of the memory)",
-        parse=number(float, 0), group=GROUP, identity=False)
+        parse=number(float, 0), identity=False)
 
 
 @dataclass(frozen=True)

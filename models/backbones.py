@@ -64,16 +64,11 @@ ALIASES = {"vgg": "vgg16"}
 class NetworkConfig:
     """The flags of the network; an alias becomes the network's name."""
 
-    network: str = flag(
-        "resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES), group="network"
-    )
+    network: str = flag("resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES))
     weights: str | None = flag(
-        None,
-        "pre-trained weights: imagenet, fashion_mnist, none, or a .safetensors, .pt or .pth file "
-        "with the network's own keys (default: the network's: imagenet; resnet20: fashion_mnist)",
-        parse=word,
-        group="network",
-    )
+        None, "pre-trained weights: imagenet, fashion_mnist, none, or a .safetensors, .pt or .pth "
+        "file with the network's own keys (default: the network's: imagenet; resnet20: "
+        "fashion_mnist)", parse=word)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", ALIASES.get(self.network, self.network))

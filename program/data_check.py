@@ -31,25 +31,22 @@ Report = dict[str, Any]
 def check_data(config: Config) -> None:
     """Print layout, counts, faults and the time of an epoch; RESULT with all of it comes last.
 
-    Fetches nothing. Raises DataError when the layout is refused, or when an image cannot be read
-    and is not to be left out.
+    Fetches nothing. Raises DataError for data that cannot be trained on.
     """
-    data, spec = config.data, SPECS[config.data.dataset]
+    data = config.data
     splits = open_splits(data.dataset, data.data, download=False)
     root = locate(data.dataset, data.data, download=False)
     good, faults = readable(splits, data.workers)
     reports = map(split_report, splits, faults)
+    epoch = time_epoch(good, config) if len(good.train.labels) else None
+    problem = find_problem(good, faults, config)
     report: Report = {
         "dataset": data.dataset,
-        "folder": str(root.absolute()) if spec.markers else None,
-        "found": present(spec, root),
-        "classes": len(splits.train.classes),
-        "splits": dict(zip(splits._fields, reports, strict=True)),
-        "unused": unused(splits),
-        "epoch": time_epoch(good, config) if len(good.train.labels) else None,
-    }
-    problem = find_problem(good, faults, config)
-    report["trainable"] = problem is None
+        "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
+        "found": present(SPECS[data.dataset], root), "classes": len(splits.train.classes),
+        "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
+        "epoch": epoch, "trainable": problem is None,
+    }  # fmt: skip
     print("\n".join(lines(report)))
     print("RESULT " + json.dumps(report))
     if problem:
@@ -59,12 +56,9 @@ def check_data(config: Config) -> None:
 def split_report(part: Part, faults: Faults) -> Report:
     """Counts and faults of one split; images that cannot be read are counted as well."""
     counts = part.labels.bincount(minlength=len(part.classes)).tolist()
-    return {
-        "images": len(part.labels),
-        "source": source(part.images),
-        "counts": dict(zip(map(printable, part.classes), counts, strict=True)),
-        **faults._asdict(),
-    }
+    by_class = dict(zip(map(printable, part.classes), counts, strict=True))
+    return {"images": len(part.labels), "source": source(part.images), "counts": by_class,
+            **faults._asdict()}  # fmt: skip
 
 
 def source(images: Images) -> str:
@@ -100,10 +94,7 @@ def unused(splits: Splits) -> dict[str, int]:
 
 
 def time_epoch(splits: Splits, config: Config) -> Report:
-    """Seconds to make every training image once at the size of the clean view, without a cache.
-
-    For files also the bytes of the resized copies that both views use, and their limit.
-    """
+    """Seconds to make every training image once, uncached; for files the bytes of their copies."""
     size, images = config.data.input_size, splits.train.images
     data = replace(config.data, cache_gb=0.0, train_images=0, val_fraction=0.0)
     batches = make_views(splits, data, Look(size, size, BATCH, CPU)).clean.batches("check")
@@ -150,7 +141,7 @@ def lines(report: Report) -> Iterator[str]:
     if report["unused"]:
         yield f"files beside the images that are not used: {by_ending(report['unused'])}"
     if report["epoch"]:
-        yield from epoch_lines(**report["epoch"])
+        yield from epoch_lines(report["epoch"])
 
 
 def split_lines(
@@ -170,15 +161,12 @@ def split_lines(
     yield from (f"  {kind}: {shortened(paths)}" for kind, paths in odd.items())
 
 
-def epoch_lines(
-    images: int, size: int, workers: int, measured: int, seconds: float, copies: int | None = None,
-    limit: int = 0,
-) -> Iterator[str]:  # fmt: skip
+def epoch_lines(epoch: Report) -> Iterator[str]:
     """How long an epoch of reading takes, and how often it happens."""
-    extrapolated = f", extrapolated from {measured:,}" if measured < images else ""
-    yield (f"an epoch: {images:,} training images at {size} px with --workers {workers} are read "
-           f"in {seconds:.2f} s{extrapolated}")  # fmt: skip
-    if copies is not None:
-        often = "once" if copies <= limit else "again in every epoch"
-        yield (f"resized copies take {copies / 1e9:.2f} of {limit / 1e9:.2f} GB (--cache_gb): "
-               f"decoded {often}")  # fmt: skip
+    measured = f"{epoch['measured']:,}" if epoch["measured"] < epoch["images"] else ""
+    yield ("an epoch: {images:,} training images at {size} px with --workers {workers} are read "
+           "in {seconds:.2f} s").format(**epoch) + (measured and f", extrapolated from {measured}")
+    if "copies" in epoch:
+        often = "once" if epoch["copies"] <= epoch["limit"] else "again in every epoch"
+        yield (f"resized copies take {epoch['copies'] / 1e9:.2f} of {epoch['limit'] / 1e9:.2f} GB "
+               f"(--cache_gb): decoded {often}")  # fmt: skip

@@ -18,15 +18,7 @@ from program.model import classifier
 from program.record import percent
 from program.settings import Config, complete, model_flags
 from prompts import Sizes, build_prompt
-from pruning.masks import (
-    Masks,
-    apply_masks,
-    keep_top,
-    kept_count,
-    prunable,
-    pruned_count,
-    total_count,
-)
+from pruning.masks import apply_masks, keep_top, kept_count, prunable, pruned_count, total_count
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import check_flags, flatten, replace_flags
@@ -34,7 +26,6 @@ from utils.device import choose_device
 from utils.errors import UsageError
 from utils.tensors import read_tensors, understood
 
-UNCOMPILED = {"compile": False}  # unless typed: one look at the test images does not repay it
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
 
 
@@ -43,7 +34,7 @@ class Checkpoint:
     """A classifier read from a file, its masks, and the flags that it was made with."""
 
     model: PromptedClassifier
-    masks: Masks
+    masks: Mapping[str, Tensor]
     flags: Mapping[str, Any]
     claimed: float | None = None  # the accuracy that the file itself states, percent
     notes: tuple[str, ...] = ()
@@ -62,7 +53,8 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
     checkpoint = read_checkpoint(path, known | chosen)
-    flags = {**checkpoint.flags, **UNCOMPILED, **known, **chosen, **WHOLE}
+    # Unless typed, no compilation: one look at the test images does not repay it.
+    flags = {**checkpoint.flags, "compile": False, **known, **chosen, **WHOLE}
     config = complete(replace_flags(Config(), flags))
     config.precision.begin(device)
     model = checkpoint.model.to(device)
@@ -70,26 +62,17 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)
     data = data.measured_in(config.measured_batch)
     if model.classes != len(data.classes):
-        raise UsageError(
-            f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
-            f"{len(data.classes)}: name its dataset with --dataset"
-        )
+        raise UsageError(f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
+                         f"{len(data.classes)}: name its dataset with --dataset")
     clean = evaluate(model, data.test)
     prompted = model.prompt and evaluate(model, data.test, prompted=True)
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     return {
-        "checkpoint": str(path),
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "clean": percent(clean),
-        "prompted": percent(prompted),
-        "claimed": checkpoint.claimed,
-        "kept": kept,
-        "prunable": total,
-        "sparsity": round(1 - kept / total, 9),
-        "images": clean.seen,
-        "notes": [*checkpoint.notes, *data.notes],
-    }
+        "checkpoint": str(path), "network": config.network.network, "dataset": config.data.dataset,
+        "clean": percent(clean), "prompted": percent(prompted), "claimed": checkpoint.claimed,
+        "kept": kept, "prunable": total, "sparsity": round(1 - kept / total, 9),
+        "images": clean.seen, "notes": [*checkpoint.notes, *data.notes],
+    }  # fmt: skip
 
 
 def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
@@ -119,10 +102,8 @@ def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     exact = checkpoint.ours and density is not None
     if exact and kept != total - pruned_count(total, density):
-        raise UsageError(
-            f"{path} keeps {kept:,} of {total:,} weights, which is not density {density:g}: drop "
-            "--density"
-        )
+        raise UsageError(f"{path} keeps {kept:,} of {total:,} weights, which is not density "
+                         f"{density:g}: drop --density")
 
 
 def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
@@ -170,9 +151,7 @@ def _parts(flat: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(weight.shape) for (name, weight), part in pairs}
 
 
-def _state_head(
-    config: Config, values: Mapping[str, Tensor], scores: Tensor | None
-) -> int | None:
+def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | None) -> int | None:
     """The outputs of the network in a state; None for the source head."""
     row = backbone(config.network.network)
     if scores is None:
@@ -187,10 +166,7 @@ def _state_head(
 
 
 def _check_canvas(shape: Sequence[int], side: int) -> None:
-    """Compare the prompt that a file holds with its stated size, before one of that size is made.
-
-    Raises ValueError when they differ.
-    """
+    """Raises ValueError unless a file's prompt has its stated size; none is made before."""
     if tuple(shape) != (3, side, side):
         raise ValueError(f"a prompt of shape {tuple(shape)} for a canvas of {side} pixels")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from data import SPECS, Data
 from models.backbones import weights_file
-from program.settings import NOT_IDENTITY, Config, complete
+from program.settings import DENSITIES, NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
 from runfolder.run import lock
@@ -40,7 +40,10 @@ def run_folder(config: Config) -> Path:
     named = weights_file(config.network.network, config.network.weights) is None
     for source in ("init_mask", "init_from", *(() if named else ("weights",))):
         if chosen.get(source):
-            chosen[source] = content_of(Path(chosen[source]).expanduser())
+            path = Path(chosen[source]).expanduser()
+            if not path.is_file():
+                raise VPNsError(f"{path} does not exist")
+            chosen[source] = sha256_file(path)  # its content counts, not its name
     name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
     return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
@@ -54,17 +57,9 @@ def default_flags(config: Config) -> dict[str, Any]:
     return flatten(complete(replace_flags(Config(), same))) | dict.fromkeys(same)
 
 
-def content_of(path: Path) -> str:
-    """SHA-256 of a file that is a setting: its content counts, not its name."""
-    if not path.is_file():
-        raise VPNsError(f"{path} does not exist")
-    return sha256_file(path)
-
-
 def config_hash(chosen: Flags) -> str:
     """8 hex digits of a hash of the flags."""
-    text = json.dumps(chosen, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def changes(before: Flags, now: Flags) -> list[str]:
@@ -80,9 +75,11 @@ def _plain(value: Any) -> Any:
 
 def announce(config: Config, folder: Path) -> None:
     """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
-    if config.ignored:
-        only = ", ".join(f"{density:g}" for density in config.ignored)
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {only}")
+    only = METHODS[config.method.prune_method].only_density
+    asked = [f"{density:g}" for density in config.method.density_list if density != only]
+    if only is not None and asked and config.method.density_list != DENSITIES:
+        ignored = ", ".join(asked)
+        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {ignored}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
         print(f"note: the earlier run is now {aside}")
     if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):
@@ -90,10 +87,7 @@ def announce(config: Config, folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename an existing run folder, so that a new run starts afresh and nothing is deleted.
-
-    Raises VPNsError when another process works in it.
-    """
+    """Rename an existing run folder. Raises VPNsError when another process works in it."""
     if not folder.exists():
         return None
     number = 1
@@ -105,10 +99,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def nearest(folder: Path, flags: Flags, defaults: Flags) -> str | None:
-    """A line on the sibling run of the same seed with the fewest other flags, if there is one.
-
-    A flag that is younger than a run has its default there.
-    """
+    """A line on the sibling run of the same seed with the fewest other flags, if there is one."""
     seed = folder.name.split("-")[0]
     siblings = []
     for path in folder.parent.glob(f"{seed}-*/config.json"):
@@ -124,16 +115,16 @@ def nearest(folder: Path, flags: Flags, defaults: Flags) -> str | None:
 def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
     """The run folder that `--resume PATH` means: PATH itself or the one that holds it.
 
-    A flag that is younger than the run has its default there.
     Raises UsageError when there is no run, or it ran with other hyper-parameters.
     """
     start = Path(path)
     for folder in (start, *start.parents[:2]):
         before = read_object(folder / "config.json")
         if before:
-            before = {**defaults, **before}
-            seeds = [f"seed {before['seed']} -> {flags['seed']}"]
-            changed = (seeds if before["seed"] != flags["seed"] else []) + changes(before, flags)
+            before = {**defaults, **before}  # a flag that is younger than the run has its default
+            changed = changes(before, flags)
+            if before["seed"] != flags["seed"]:
+                changed.insert(0, f"seed {before['seed']} -> {flags['seed']}")
             if changed:
                 listed = ", ".join(changed)
                 raise UsageError(f"{folder} ran with other hyper-parameters: {listed}")
@@ -145,8 +136,7 @@ def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
 def check_resumed(resume: str, folder: Path) -> None:
     """Read what `--resume PATH` names: a file of the run, or with its folder the newest states.
 
-    Only `--resume auto` passes a damaged state over for the one before. Raises VPNsError for such
-    a state, UsageError for a state that the run would not go on from.
+    Raises VPNsError for a damaged state, UsageError for one that the run would not go on from.
     """
     if resume in ("auto", "none"):
         return
@@ -169,17 +159,14 @@ def shared(config: Config, level: Level, data: Data) -> Shared:
 
 
 def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
-    """What a training phase of the weights in the search depends on, whatever the method.
-
-    Beside the model that it starts from and its first label mapping.
-    """
-    own = ["prune_method", "prune_mode", "init_mask", "init_from", "post_prompt"]
-    own += ["min_layer_density"]
-    own += [name for name in flatten(config) if name.startswith(("weight_vp_", "score_"))]
+    """What training weights in a search depends on, beside the model and its first label map."""
+    own = {"prune_method", "prune_mode", "init_mask", "init_from", "post_prompt"}
+    own |= {"min_layer_density", *NOT_IDENTITY}
     prompted, remapped = config.prompted.search, config.maps_each_epoch and config.maps_with_prompt
     if not (prompted or remapped):
-        own += ["prompt_method", "output_size", "pad_size", "mask_size"]
-    flags = {n: v for n, v in flatten(config).items() if n not in (*own, *NOT_IDENTITY)}
+        own |= {"prompt_method", "output_size", "pad_size", "mask_size"}
+    flags = {n: v for n, v in flatten(config).items() if n not in own}
+    flags = {n: v for n, v in flags.items() if not n.startswith(("weight_vp_", "score_"))}
     return flags | {
         "seed": config.run.seed,
         "views": config.views.search,

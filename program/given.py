@@ -7,26 +7,16 @@ from pathlib import Path
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import (
-    Masks,
-    density_of,
-    kept_count,
-    layer_densities,
-    pruned_count,
-    total_count,
-)
+from pruning.masks import Masks, density_of, kept_count, layer_densities, pruned_count, total_count
 from runfolder.stage_log import level_name
 from utils.errors import UsageError, VPNsError
 
 
 def check_given(config: Config, folder: Path) -> None:
-    """Look at the files of --init_mask and --init_from before any work, if they are still needed.
-
-    Raises what `given_masks` does.
-    """
+    """Read the files of --init_mask and --init_from before any work, if they are still needed."""
     _read.cache_clear()  # of an earlier run
-    levels = [folder / level_name(density) for density in config.levels]
-    if not all((level / "search.safetensors").exists() for level in levels):
+    ends = [folder / level_name(density) / "search.safetensors" for density in config.levels]
+    if not all(end.exists() for end in ends):
         given_masks(config)
 
 
@@ -68,12 +58,9 @@ def _check_asked(source: str, masks: Masks, density: float, floor: float) -> Non
     """Raises UsageError when masks of a file are not of the densities that were asked for."""
     kept, total = kept_count(masks), total_count(masks)
     if total - pruned_count(total, density) != kept:
-        raise UsageError(
-            f"{source} keeps {kept} of {total} weights, which is not density "
-            f"{density:g}: ask for --density_list {density_of(kept, total)!r}"
-        )
+        raise UsageError(f"{source} keeps {kept} of {total} weights, which is not density "
+                         f"{density:g}: ask for --density_list {density_of(kept, total)!r}")
     thin = [name for name, share in layer_densities(masks).items() if share < floor]
     if thin:
-        raise UsageError(
-            f"{source} keeps less than --min_layer_density {floor:g} of {', '.join(thin[:5])}"
-        )
+        named = ", ".join(thin[:5])
+        raise UsageError(f"{source} keeps less than --min_layer_density {floor:g} of {named}")

@@ -36,10 +36,7 @@ def classifier(
 
 
 class LabelMapping:
-    """Makes the label maps of one run's models.
-
-    Its draws depend on the seed alone, so that a dense network gives the same for all densities.
-    """
+    """Makes the label maps of one run's models; its draws depend on the seed alone."""
 
     def __init__(self, config: Config, data: Data) -> None:
         self._config, self._data = config, data

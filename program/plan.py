@@ -21,14 +21,11 @@ def plan(config: Config, typed: set[str]) -> dict[str, Any]:
     total, prompt = sum(_layer_sizes(config)), config.build_prompt()
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     return {
-        "config": flatten(config),
-        "origins": origins(config, typed),
-        "levels": levels,
-        "prunable": total,
-        "passes": sum(level["passes"] for level in levels),
+        "config": flatten(config), "origins": origins(config, typed), "levels": levels,
+        "prunable": total, "passes": sum(level["passes"] for level in levels),
         "classes": SPECS[config.data.dataset].classes,
         "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
-    }
+    }  # fmt: skip
 
 
 def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
@@ -38,26 +35,18 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     before = config.levels[number - 1] if method.chained and number else 1.0
     passes = method.search_passes(epochs, len(views.search), before, density)
     passes += epochs * len(views.finetune) if config.finetunes else 0
-    return {
-        "density": density,
-        "sparsity": round(1 - density, 12),
-        "kept": total - pruned_count(total, density),
-        "passes": passes + (epochs if config.method.post_prompt != "none" else 0),
-    }
+    passes += epochs if config.method.post_prompt != "none" else 0
+    kept = total - pruned_count(total, density)
+    return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
 
 
 def origins(config: Config, typed: set[str]) -> dict[str, str]:
     """Where each value came from: typed, preset, registry (network, dataset, method), default."""
-    preset, defaults = preset_values(config, typed), flatten(Config())
-    sources = {}
-    for name, value in flatten(config).items():
-        filled = defaults[name] is None and value is not None
-        sources[name] = "registry" if filled else "default"
-        if name in preset:
-            sources[name] = "preset"
-        if name in typed:
-            sources[name] = "typed"
-    return sources
+    flags, defaults = flatten(config), flatten(Config())
+    filled = [n for n, value in flags.items() if defaults[n] is None and value is not None]
+    sources = {"default": flags, "registry": filled}
+    sources |= {"preset": preset_values(config, typed), "typed": typed}
+    return {name: source for source, names in sources.items() for name in names}
 
 
 def check_floor(config: Config, data: Data | None = None) -> None:

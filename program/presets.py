@@ -1,31 +1,27 @@
 """`--preset paper`: the settings of the paper's runs, from the launchers that made its tables.
 
-One literal table; later rows win over earlier ones, typed flags win over all. `*` is anything.
+One literal table; later rows win over earlier ones, typed flags win over all. A cell names one or
+more networks, datasets or methods; `*` is anything.
 Epochs are those of every phase: two updates an iteration for VPNs (30 + 30), one for HYDRA
 (60 + 60), one phase for BiP, 120 for each phase of the mask baselines.
 """
 
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 Values = dict[str, Any]
 
 
-def _optim(group: str, optimizer: str, lr: float) -> Values:
-    return {f"{group}_optimizer": optimizer, f"{group}_lr": lr}
+def _optim(groups: tuple[str, ...], optimizer: str, lr: float) -> Values:
+    facts = {"optimizer": optimizer, "lr": lr}
+    return {f"{group}_{name}": value for group in groups for name, value in facts.items()}
 
 
-def _weights(optimizer: str, lr: float) -> Values:
-    """Weights, and the prompt in fine-tuning as they."""
-    return _optim("weight", optimizer, lr) | _optim("weight_vp", optimizer, lr)
-
-
-def _scores(optimizer: str, lr: float) -> Values:
-    """Scores, and the prompt in the search as they."""
-    return _optim("score", optimizer, lr) | _optim("score_vp", optimizer, lr)
-
-
-BASELINES = ("random", "omp", "lth", "snip", "grasp", "synflow", "dense")
+# The prompt is trained like the weights in fine-tuning, like the scores in the search.
+_weights = partial(_optim, ("weight", "weight_vp"))
+_scores = partial(_optim, ("score", "score_vp"))
+BASELINES = "random omp lth snip grasp synflow dense"
 _IMP_13 = (
     0.8, 0.64, 0.512, 0.41, 0.328, 0.262, 0.2097, 0.1678, 0.1342, 0.1074, 0.0859, 0.0687, 0.055,
 )  # fmt: skip
@@ -37,20 +33,17 @@ TABLE: tuple[tuple[str, str, str, Values], ...] = (
     ("*", "*", "vpns", _weights("sgd", 0.01) | _scores("adam", 1e-4)),
     ("*", "*", "hydra", {"epochs": 60} | _weights("sgd", 0.01) | _scores("sgd", 0.01)),
     ("*", "*", "bip", {"epochs": 60} | _weights("sgd", 0.01) | _scores("adam", 1e-4)),
-    *(("*", "*", name, {"epochs": 120} | _weights("sgd", 0.01)) for name in BASELINES),
+    ("*", "*", BASELINES, {"epochs": 120} | _weights("sgd", 0.01)),
     ("*", "*", "lth", {"density_list": _IMP_13}),
-    *(("*", name, "lth", {"density_list": _IMP_19})
-      for name in ("cifar10", "dtd", "flowers102", "stanfordcars")),
+    ("*", "cifar10 dtd flowers102 stanfordcars", "lth", {"density_list": _IMP_19}),
     ("*", "oxfordpets", "lth", {"density_list": _IMP_13[:10]}),
     ("*", "flowers102", "vpns", _weights("adam", 1e-3) | _scores("adam", 1e-3)),
     ("*", "flowers102", "bip", _scores("sgd", 0.01)),
     ("*", "oxfordpets", "vpns", _scores("sgd", 0.05)),
-    ("*", "oxfordpets", "omp", _weights("sgd", 0.001)),
-    ("*", "oxfordpets", "lth", _weights("sgd", 0.001)),
+    ("*", "oxfordpets", "omp lth", _weights("sgd", 0.001)),
     ("*", "stanfordcars", "*", _weights("adam", 1e-3)),
-    ("*", "stanfordcars", "vpns", _scores("adam", 1e-3)),
+    ("*", "stanfordcars", "vpns bip", _scores("adam", 1e-3)),
     ("*", "stanfordcars", "hydra", _scores("adam", 1e-4)),
-    ("*", "stanfordcars", "bip", _scores("adam", 1e-3)),
     ("resnet50", "tiny_imagenet", "*", _weights("sgd", 1e-4)),
     ("resnet50", "tiny_imagenet", "hydra", _scores("sgd", 1e-4)),
     ("vgg16*", "*", "vpns", {"epochs": 20}),
@@ -62,26 +55,23 @@ TABLE: tuple[tuple[str, str, str, Values], ...] = (
     ("vgg16*", "tiny_imagenet", "*", {"batch_size": 128}),
     ("*", "imagenet", "*", {"label_mapping_mode": "none"} | _weights("sgd", 0.01)),
     ("*", "imagenet", "vpns", {"epochs": 10} | _scores("sgd", 0.01)),
-    ("*", "imagenet", "hydra", {"epochs": 20}),
-    ("*", "imagenet", "bip", {"epochs": 20}),
+    ("*", "imagenet", "hydra bip", {"epochs": 20}),
     ("*", "imagenet", "omp", {"epochs": 30}),
 )
 # Mask baselines with the prompt ("VPNs with OMP / LTH / Random masks"): 60 epochs a phase.
-WITH_PROMPT: Values = {"epochs": 60, "weight_lr": 0.01}
-WITH_PROMPT |= _optim("weight_vp", "adam", 1e-3) | _optim("score_vp", "adam", 1e-3)
+WITH_PROMPT = _optim(("weight_vp", "score_vp"), "adam", 1e-3) | {"epochs": 60, "weight_lr": 0.01}
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:
-    """The paper's flags for a cell of its tables.
+    """The paper's flags for a cell of its tables; `prompted` if any stage shows the prompt.
 
-    `prompted` is whether the run shows the prompt in any stage. A cell that the paper does not
-    have gets what its method has elsewhere.
+    A cell that the paper does not have gets what its method has elsewhere.
     """
     values: Values = {}
-    for networks, datasets, methods, settings in TABLE:
-        cell = ((network, networks), (dataset, datasets), (method, methods))
-        if all(fnmatchcase(name, pattern) for name, pattern in cell):
+    for *patterns, settings in TABLE:
+        cell = zip((network, dataset, method), patterns, strict=True)
+        if all(any(fnmatchcase(name, p) for p in row.split()) for name, row in cell):
             values |= settings
-    if prompted and method in BASELINES:
+    if prompted and method in BASELINES.split():
         values |= WITH_PROMPT | ({"epochs": 30} if dataset == "tiny_imagenet" else {})
     return values

@@ -27,21 +27,10 @@ def percent(counts: Counts | None) -> float | None:
     return counts and round(counts.accuracy, 4)
 
 
-def save_search(
-    config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
-) -> None:
-    """Write search.safetensors, which also ends the search; `row` holds its accuracies."""
-    tensors, meta = exported(config, level, model, masks)
-    level.save_search(tensors, meta | {"accuracies": row})
-
-
 def read_search(
     config: Config, level: Level, model: PromptedClassifier, classes: int
 ) -> tuple[Masks, dict[str, Any], None] | None:
-    """Read a search that has ended back into the model; None where it has not.
-
-    Returns masks, accuracies, and None for the counts on the test images.
-    """
+    """Read a search that has ended into the model: masks, accuracies, no counts; or None."""
     searched = level.searched()
     if searched is None:
         return None
@@ -63,19 +52,13 @@ def save_level(
     """Write model.safetensors, which also ends the level. Returns its row: counts and `row`."""
     total, kept = total_count(masks), kept_count(masks)
     row = {
-        "density": level.density,
-        "real_density": round(kept / total, 9),
-        "kept": kept,
-        "prunable": total,
-        "passes": round(level.log.passes, 4),
-    } | row
-    tensors, meta = exported(config, level, model, masks)
-    level.finish(tensors, meta | {"result": row})
+        "density": level.density, "real_density": round(kept / total, 9), "kept": kept,
+        "prunable": total, "passes": round(level.log.passes, 4),
+    } | row  # fmt: skip
+    level.finish(*exported(config, level, model, masks, result=row))
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
-    level.run.say(
-        f"density {level.density:g}: {kept:,} of {total:,} weights kept, "
-        f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})"
-    )
+    level.run.say(f"density {level.density:g}: {kept:,} of {total:,} weights kept, "
+                  f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})")
     return row
 
 
@@ -86,10 +69,7 @@ def record(run: Run) -> None:
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
-    """The finished level that a chained method goes on from; None at the first.
-
-    Raises VPNsError unless its file has the names, shapes and types of `like`.
-    """
+    """The level that a chained method goes on from, or None; VPNsError if it is unlike `like`."""
     if level is None:
         return None
     tensors, meta = load_model(level.model_path)
@@ -101,7 +81,7 @@ def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) 
 
 
 def exported(
-    config: Config, level: Level, model: PromptedClassifier, masks: Masks
+    config: Config, level: Level, model: PromptedClassifier, masks: Masks, **numbers: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and values for a model file, compared with the density asked for, to the weight.
 
@@ -120,19 +100,14 @@ def exported(
         wrong = int(weight[pruned].count_nonzero()) + int((read[name] != masks[name]).sum())
         wrong += int((written.signbit() | (written != 0)).sum())
         if wrong:
-            raise VPNsError(
-                f"density {level.density:g}: {name} does not follow its mask in {wrong} places, "
-                "the model is not saved: a bug"
-            )
+            raise VPNsError(f"density {level.density:g}: {name} does not follow its mask in "
+                            f"{wrong} places, the model is not saved: a bug")
     return tensors, meta | {
-        "network": config.network.network,
-        "dataset": config.data.dataset,
-        "density": level.density,
-        "sizes": vars(config.sizes),
-        "prompt": config.prompt.prompt_method,
-        "config": model_flags(flatten(config)),
-        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")},
-    }
+        "network": config.network.network, "dataset": config.data.dataset,
+        "density": level.density, "sizes": vars(config.sizes),
+        "prompt": config.prompt.prompt_method, "config": model_flags(flatten(config)),
+        "versions": {n: environment()[n] for n in ("python", "torch", "torchvision")}, **numbers,
+    }  # fmt: skip
 
 
 def require_count(config: Config, density: float, masks: Masks) -> None:
@@ -143,6 +118,5 @@ def require_count(config: Config, density: float, masks: Masks) -> None:
     total, kept = total_count(masks), kept_count(masks)
     asked = total - pruned_count(total, density)
     if kept != asked and METHODS[config.method.prune_method].exact:
-        raise ValueError(
-            f"density {density:g}: the mask keeps {kept} of {total} weights instead of {asked}"
-        )
+        raise ValueError(f"density {density:g}: the mask keeps {kept} of {total} weights "
+                         f"instead of {asked}")

@@ -12,16 +12,7 @@ from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
-from utils.config import (
-    flag,
-    flags_of,
-    flatten,
-    nested,
-    number,
-    parse_flags,
-    replace_flags,
-    word,
-)
+from utils.config import flag, flags_of, flatten, nested, number, parse_flags, replace_flags, word
 from utils.device import device_name
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
@@ -56,49 +47,42 @@ def parse_density(text: str) -> float:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Flags of the run as a whole."""
+    """Flags of the run as a whole, none of which makes another run."""
 
-    save_dir: str = flag("result", "folder for all results", identity=False)
-    experiment_name: str = flag("vpns", "folder of the experiment in it", identity=False)
-    seed: int = flag(
-        7, "seed of all random draws", parse=number(int, 0, 2**63 - 1), identity=False)
-    device: str = flag(
-        "auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name, identity=False)
-    gpu: int | None = flag(
-        None, "number of the GPU, as in --device cuda:N", parse=number(int, 0), identity=False)
+    save_dir: str = flag("result", "folder for all results")
+    experiment_name: str = flag("vpns", "folder of the experiment in it")
+    seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1))
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name)
+    gpu: int | None = flag(None, "number of the GPU, as in --device cuda:N", parse=number(int, 0))
     resume: str = flag(
         "auto", "auto continues the run with the same settings; none starts afresh and keeps the "
         "old folder under another name; or the path of a run folder or of its newest state, which "
-        "must be good: only auto goes back to the state before a damaged one",
-        parse=word, identity=False)
+        "must be good: only auto goes back to the state before a damaged one", parse=word)
     keep_states: bool = flag(
-        False, "keep the newest states of the search (search-N.pt) and of fine-tuning",
-        identity=False)
+        False, "keep the newest states of the search (search-N.pt) and of fine-tuning")
     save_every: int = flag(
         0, "epochs between training states; 0 leaves it to --save_minutes; the end of a stage "
-        "always has one", parse=number(int, 0), identity=False)
+        "always has one", parse=number(int, 0))
     save_minutes: float = flag(
         10.0, "write a training state when so many minutes have passed since the last one, in the "
         "middle of an epoch too: what a kill, which cannot be answered, may cost; 0 for none",
-        parse=number(float, 0), identity=False)
+        parse=number(float, 0))
     eval_every: int = flag(
         1, "epochs between measurements on the test images, for the curves only; 0 for none",
-        parse=number(int, 0), identity=False)
+        parse=number(int, 0))
     print_freq: int = flag(
-        200, "batches between lines when the output is no terminal", parse=number(int, 1),
-        identity=False)
-    dry_run: bool = flag(False, "print the resolved plan as JSON and stop", identity=False)
+        200, "batches between lines when the output is no terminal", parse=number(int, 1))
+    dry_run: bool = flag(False, "print the resolved plan as JSON and stop")
     check_data: bool = flag(
-        False, "examine every image of the dataset, print what is found and stop", group="data",
-        identity=False)
-    debug: bool = flag(False, "show the traceback of an error", identity=False)
+        False, "examine every image of the dataset, print what is found and stop", group="data")
+    debug: bool = flag(False, "show the traceback of an error")
     evaluate: str | None = flag(
         None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
         "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
-        group="evaluation", identity=False)
+        group="evaluation")
     density: float | None = flag(
         None, "density of an authors' checkpoint with scores (default: the model zoo's)",
-        parse=parse_density, group="evaluation", identity=False)
+        parse=parse_density, group="evaluation")
 
 
 DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -154,7 +138,7 @@ class Phases(NamedTuple):
 class Config:
     """All flags. Only the entry script sees the whole."""
 
-    run: RunConfig = nested("", RunConfig(), "run")
+    run: RunConfig = nested("", RunConfig(), "run", identity=False)
     network: NetworkConfig = nested("", NetworkConfig(), "network")
     data: DataConfig = nested("", DataConfig(), "data")
     prompt: PromptConfig = nested("", PromptConfig(), "prompt")
@@ -224,13 +208,6 @@ class Config:
         listed = self.method.density_list
         return listed[1:] if listed[0] == 1 and len(listed) > 1 else listed
 
-    @property
-    def ignored(self) -> tuple[float, ...]:
-        """The densities that were asked for and that the method does not make."""
-        asked = self.method.density_list
-        only = METHODS[self.method.prune_method].only_density
-        return () if only is None or asked == DENSITIES else tuple(d for d in asked if d != only)
-
     def build_prompt(self) -> VisualPrompt | None:
         """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
         try:
@@ -244,19 +221,12 @@ NOT_IDENTITY = frozenset(n for n, facts in flags_of(Config()).items() if not fac
 
 
 def model_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a model file keeps: all that change numbers, and the seed.
-
-    No paths, devices or neighbouring densities: the same model is the same file anywhere.
-    """
+    """Flags for a model file, the same anywhere: those that change numbers, and the seed."""
     return {n: value for n, value in flags.items() if n == "seed" or n not in NOT_IDENTITY}
 
 
 def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
-    """Parse the flags, complete them and check that they fit one another.
-
-    Returns the config and the names of the flags that were typed. Raises UsageError with the
-    reason.
-    """
+    """The completed config and the names of the typed flags. Raises UsageError for bad flags."""
     parsed, typed = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
     config = complete(replace_flags(parsed, preset_values(parsed, typed)))
     check(config)
@@ -277,15 +247,11 @@ def check(config: Config) -> None:
     method, levels = config.method, config.levels
     falling = all(before > after for before, after in pairwise(levels))
     if METHODS[method.prune_method].chained and not falling:
-        raise UsageError(
-            f"{method.prune_method} goes from each density to the next: "
-            "list them from the highest to the lowest"
-        )
+        raise UsageError(f"{method.prune_method} goes from each density to the next: "
+                         "list them from the highest to the lowest")
     if method.min_layer_density > min(levels):
-        raise UsageError(
-            f"--min_layer_density {method.min_layer_density:g} is above density "
-            f"{min(levels):g}: no mask can keep so much of every layer"
-        )
+        raise UsageError(f"--min_layer_density {method.min_layer_density:g} is above density "
+                         f"{min(levels):g}: no mask can keep so much of every layer")
     if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
     if method.init_from == "" and method.init_mask is None:
@@ -300,10 +266,8 @@ def check(config: Config) -> None:
 def check_classes(sources: int, classes: int, mapping: str) -> None:
     """Raises UsageError when a mapping would need more source classes than there are."""
     if mapping != "none" and classes > sources:
-        raise UsageError(
-            f"{classes} target classes cannot be mapped to {sources} source classes: "
-            "use --label_mapping_mode none for a head of its own"
-        )
+        raise UsageError(f"{classes} target classes cannot be mapped to {sources} source classes: "
+                         "use --label_mapping_mode none for a head of its own")
 
 
 def complete(config: Config) -> Config:

@@ -33,27 +33,16 @@ PROMPTS: dict[str, Callable[[Sizes], VisualPrompt | None]] = {
 class PromptConfig:
     """The flags of the prompt."""
 
-    prompt_method: str = flag("pad", "kind of prompt", choices=tuple(PROMPTS), group="prompt")
+    prompt_method: str = flag("pad", "kind of prompt", choices=tuple(PROMPTS))
     output_size: int | None = flag(
-        None,
-        "canvas of the prompted input, pixels (default: the network's, 224 or 16)",
-        parse=number(int, 1, 4096),
-        group="prompt",
-    )
+        None, "canvas of the prompted input, pixels (default: the network's, 224 or 16)",
+        parse=number(int, 1, 4096))
     pad_size: int | None = flag(
-        None,
-        "width of the pad frame, pixels, 0 to half of the canvas; 0 trains no pixel "
-        "(default: the network's, 16 of 224 or 2 of 16)",
-        parse=number(int, 0, 2048),
-        group="prompt",
-    )
+        None, "width of the pad frame, pixels, 0 to half of the canvas; 0 trains no pixel "
+        "(default: the network's, 16 of 224 or 2 of 16)", parse=number(int, 0, 2048))
     mask_size: int | None = flag(
-        None,
-        "side of the fix and random square, pixels, 1 to the canvas "
-        "(default: 115 of 224, in proportion for other canvases)",
-        parse=number(int, 1, 4096),
-        group="prompt",
-    )
+        None, "side of the fix and random square, pixels, 1 to the canvas "
+        "(default: 115 of 224, in proportion for other canvases)", parse=number(int, 1, 4096))
 
 
 def has_prompt(kind: str) -> bool:

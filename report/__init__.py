@@ -41,27 +41,21 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _describe(run: Path) -> str:
     """The table of one run, and where its files are."""
-    lines = [curves_table(read_results(run), find_dense(run)), f"run:    {run}"]
-    curves = run / "curves.png"
-    return "\n".join(lines + ([f"curves: {curves}"] if curves.exists() else []))
+    curves = f"\ncurves: {run / 'curves.png'}" if (run / "curves.png").exists() else ""
+    return f"{curves_table(read_results(run), find_dense(run))}\nrun:    {run}{curves}"
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report's files")
-    parser.add_argument(
-        "--reference", metavar="METHOD", help="what the others are compared with (default: vpns)"
-    )
-    parser.add_argument(
-        "--accuracy", choices=("clean", "prompted"), default="clean",
-        help="what is compared and drawn; methods that never prompt count as clean "
-        "(default: clean, the paper's protocol)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-paper", "--no_paper", dest="paper", action="store_false",
-        help="leave out the paper's published numbers",
-    )  # fmt: skip
+    parser.add_argument("--reference", metavar="METHOD",
+                        help="what the others are compared with (default: vpns)")
+    parser.add_argument("--accuracy", choices=("clean", "prompted"), default="clean",
+                        help="what is compared and drawn; methods that never prompt count as clean "
+                        "(default: clean, the paper's protocol)")
+    parser.add_argument("--no-paper", "--no_paper", dest="paper", action="store_false",
+                        help="leave out the paper's published numbers")
     return parser
 
 

@@ -2,7 +2,8 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from program.settings import NOT_IDENTITY
 from report.runs import NAMES, Run, as_text
@@ -20,26 +21,22 @@ def commands_and_machines(runs: Sequence[Run]) -> list[str]:
         commands.setdefault(words, set()).add(run.seed)
     lines = [f"shared=({_words(item for item in flags[0][1] if item in common)})"]
     for words, seeds in commands.items():
-        lines += [
-            f"for seed in {' '.join(map(str, sorted(seeds)))}; do",
-            f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {words}'.rstrip(),
-            "done",
-        ]
-    parts = [
-        "## How it was made",
-        "All hyper-parameters; flags that change no result are left out.",
-        "```bash\n" + "\n".join(lines) + "\n```",
-    ]
-    counts = Counter(_machine(run) for run, _ in flags if run.env)
+        lines.append(f"for seed in {' '.join(map(str, sorted(seeds)))}; do")
+        line = f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {words}'
+        lines += [line.rstrip(), "done"]
+    parts = ["## How it was made",
+             "All hyper-parameters; flags that change no result are left out.",
+             "```bash\n" + "\n".join(lines) + "\n```"]  # fmt: skip
+    counts = Counter(_machine(run.env) for run, _ in flags if run.env)
     lines = [f"- {count} run{'s' * (count > 1)}: {text}" for text, count in sorted(counts.items())]
     return [*parts, "Versions and hardware:", "\n".join(lines)] if lines else parts
 
 
 def _flags(run: Run) -> list[tuple[str, str]]:
     """The flags that change results as text, by name; none without a config.json."""
-    flags = {n: v for n, v in run.config.items() if n == "density_list" or n not in NOT_IDENTITY}
     if run.config.keys() == set(NAMES):
         return []
+    flags = {n: v for n, v in run.config.items() if n == "density_list" or n not in NOT_IDENTITY}
     if "density_list" in flags:
         # config.json has the first list; a run may have been extended since.
         densities = {row["density"] for row in run.rows.values()}
@@ -56,6 +53,5 @@ def _words(flags: Iterable[tuple[str, str]]) -> str:
     return shlex.join(words)
 
 
-def _machine(run: Run) -> str:
-    env = sorted(run.env.items())
-    return ", ".join(f"{name} {'none' if value is None else value}" for name, value in env)
+def _machine(env: Mapping[str, Any]) -> str:
+    return ", ".join(f"{n} {'none' if v is None else v}" for n, v in sorted(env.items()))

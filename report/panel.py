@@ -21,10 +21,8 @@ class Mean(NamedTuple):
 def mean_of(values: Iterable[float | None]) -> Mean | None:
     """None when there is no value."""
     numbers = [value for value in values if value is not None]
-    if not numbers:
-        return None
     std = statistics.stdev(numbers) if len(numbers) > 1 else None
-    return Mean(statistics.fmean(numbers), std, len(numbers))
+    return Mean(statistics.fmean(numbers), std, len(numbers)) if numbers else None
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,5 @@ def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.where, rank(run.method), run.label)):
         groups.setdefault(run.where, {}).setdefault(run.label, []).append(run)
-    return [
-        Panel(where, [Series(label, group, accuracy) for label, group in by_label.items()])
-        for where, by_label in groups.items()
-    ]
+    return [Panel(where, [Series(*item, accuracy) for item in by_label.items()])
+            for where, by_label in groups.items()]

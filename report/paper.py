@@ -26,33 +26,26 @@ class Source(NamedTuple):
     accuracy: str = "clean"  # or prompted: the column of ours that the numbers belong to
 
 
-PROMPT_AFTERWARDS = ("hydra", "omp", "snip", "synflow", "random")
-FINETUNED, ZEROSHOT = {"post_prompt": "finetuned"}, {"post_prompt": "zeroshot"}
 PAD, INPUT, KIND = "ablation_pad_size", "ablation_input_size", "ablation_prompt_method"
-OTHERS, PHASE = "vpns_with_other_masks", "prompt_phase"
 # Of those that fit a run, the one with the most flags has its numbers.
 SOURCES = (
     *(Source("main", name, name, {}) for name in METHODS),
     *(Source("architectures", name, name, {}) for name in ("dense", "vpns", "hydra", "omp")),
-    Source(PHASE, "vpns", "vpns", {}),
-    Source(PHASE, "prompt_in_mask_search_only", "vpns", {"prune_mode": "score+vp_weight"}),
-    Source(PHASE, "prompt_in_finetuning_only", "vpns", {"prune_mode": "weight+vp_score"}),
+    Source("prompt_phase", "vpns", "vpns", {}),
+    *(Source("prompt_phase", f"prompt_in_{stage}_only", "vpns", {"prune_mode": mode})
+      for stage, mode in (("mask_search", "score+vp_weight"), ("finetuning", "weight+vp_score"))),
     Source(PAD, "prompt16", "vpns", {}),
     *(Source(PAD, f"prompt{size}", "vpns", {"pad_size": size}) for size in (32, 48, 64)),
     Source(INPUT, "input224", "vpns", {}),
     *(Source(INPUT, f"input{size}", "vpns", {"input_size": size}) for size in (128, 160, 192)),
     Source(KIND, "pad", "vpns", {}),
     *(Source(KIND, kind, "vpns", {"prompt_method": kind}) for kind in ("fix", "random")),
-    *(
-        Source(OTHERS, f"vpns_with_{name}", name, {"prune_mode": BOTH}, "prompted")
-        for name in ("lth", "omp", "random")
-    ),
-    *(
-        Source(f"post_pruning_prompt_{mode['post_prompt']}", key, name, mode, accuracy)
-        for mode in (FINETUNED, ZEROSHOT)
-        for name in PROMPT_AFTERWARDS
-        for key, accuracy in ((name, "clean"), (f"{name}_prompt", "prompted"))
-    ),
+    *(Source("vpns_with_other_masks", f"vpns_with_{name}", name, {"prune_mode": BOTH}, "prompted")
+      for name in ("lth", "omp", "random")),
+    *(Source(f"post_pruning_prompt_{mode}", key, name, {"post_prompt": mode}, accuracy)
+      for mode in ("finetuned", "zeroshot")
+      for name in ("hydra", "omp", "snip", "synflow", "random")
+      for key, accuracy in ((name, "clean"), (f"{name}_prompt", "prompted"))),
 )
 
 

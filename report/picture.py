@@ -43,10 +43,8 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
         dashed = {"color": "#555555", "linestyle": "--", "linewidth": 1}
         handles.append(Line2D([], [], label="dashed: the paper's", **dashed))
     if handles:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 2 + 2 * columns),
-            frameon=False, fontsize=9, handlelength=2.6,
-        )  # fmt: skip
+        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9,
+                      ncols=min(len(handles), 2 + 2 * columns), handlelength=2.6)
     return figure
 
 
@@ -95,8 +93,7 @@ def _draw_series(axes: Axes, series: Series, look: Mapping[str, Any]) -> None:
     elif means and not series.dense:
         line = look | {"markersize": 4.5, "linewidth": 1.5}
         axes.plot(list(means), [m.mean for m in means.values()], label=series.label, **line)
-        low = [m.mean - (m.std or 0) for m in means.values()]
-        high = [m.mean + (m.std or 0) for m in means.values()]
+        low, high = ([m.mean + sign * (m.std or 0) for m in means.values()] for sign in (-1, 1))
         axes.fill_between(list(means), low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 

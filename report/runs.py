@@ -16,12 +16,8 @@ NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a r
 Flags = Mapping[str, Any]
 STRANGER = Method(find_masks=lambda search: {})
 BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
-MODE_WORDS = {
-    BOTH: "prompt in both stages",
-    "score+vp_weight": "prompt in search only",
-    "weight+vp_score": "prompt in fine-tuning only",
-    NEITHER: "no prompt",
-}
+MODE_WORDS = {BOTH: "prompt in both stages", "score+vp_weight": "prompt in search only",
+              "weight+vp_score": "prompt in fine-tuning only", NEITHER: "no prompt"}  # fmt: skip
 USUAL = {"prompt_method": "pad", "post_prompt": "none", "label_mapping_mode": "flm",
          "init_mask": None, "init_from": None}  # fmt: skip
 PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
@@ -91,9 +87,8 @@ def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _read(folder: Path) -> Run:
     """Raises VPNsError when something in the folder is damaged, or nothing says what ran."""
     config = read_object(folder / "config.json")
-    rows = []
-    if (folder / "results.csv").exists() or not (folder / "config.json").exists():
-        rows = read_results(folder)
+    begun = (folder / "config.json").exists() and not (folder / "results.csv").exists()
+    rows = [] if begun else read_results(folder)
     match = re.fullmatch(r"([^-]+)-([^-]+)-([^-]+)/seed(\d+)(-.*)?", "/".join(folder.parts[-2:]))
     if match:
         config = dict(zip(NAMES, (*match.groups()[:3], int(match[4])), strict=True)) | config

@@ -104,11 +104,8 @@ def paper_tables(panel: Panel) -> list[Rows]:
         mean, std = series.paper().get(level, (None, None))
         return "" if mean is None else f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
-    return [
-        _table("the paper's", group, sorted(set().union(*(s.paper() for s in group))), cell)
-        for group in groups
-        if group
-    ]
+    return [_table("the paper's", group, sorted(set().union(*(s.paper() for s in group))), cell)
+            for group in groups if group]  # fmt: skip
 
 
 def markdown(rows: Rows, title: str = "") -> str:
@@ -124,10 +121,9 @@ def latex(rows: Rows, caption: str) -> str:
     cells = [["--" if cell == "-" else _latex(cell) for cell in row] for row in rows]
     head, *rest = [" & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(rows[0]) - 1)
-    return "\n".join([
-        r"\begin{table}", rf"\caption{{{_latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule", head, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}",
-    ])  # fmt: skip
+    start = [r"\begin{table}", rf"\caption{{{_latex(caption)}}}"]
+    start += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*start, *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
 def _latex(text: str) -> str:

@@ -5,21 +5,11 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from report import aligned
+from report import aligned, tables
 from report.commands import commands_and_machines
 from report.panel import Panel, Series, panels
 from report.picture import comparison_figure
 from report.runs import Run, load_runs
-from report.tables import (
-    accuracy_rows,
-    comparison_rows,
-    cost_rows,
-    latex,
-    markdown,
-    paper_tables,
-    percents,
-    rest_rows,
-)  # fmt: skip
 from runfolder.results import save_figure
 from utils.errors import UsageError, VPNsError
 from utils.files import atomic_write
@@ -37,16 +27,14 @@ standard error. The pairs count as independent, which those of one seed are not 
 over all sparsities holds their differences, too."""
 COST = """Forward and backward passes over the training set for each sparsity, and seconds of a
 whole run with all its sparsities. What runs share costs each the passes, and one the time."""
-CSV_COLUMNS = (
-    "network", "dataset", "method", "sparsity", "seeds", "n", "clean_mean", "clean_std",
-    "prompted_mean", "prompted_std", "passes", "seconds_a_run", "paper", "paper_std",
-)  # fmt: skip
+CSV_HEAD = ("network,dataset,method,sparsity,seeds,n,clean_mean,clean_std,prompted_mean,"
+            "prompted_std,passes,seconds_a_run,paper,paper_std\n")  # fmt: skip
 
 
 def write_report(
     runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
 ) -> str:
-    """Write the four files into `out`; the same runs give the same bytes. Returns the summary.
+    """Write the four files, the same bytes for the same runs; returns the summary.
 
     Raises VPNsError, UsageError for a reference that is not there.
     """
@@ -95,9 +83,7 @@ def summary_table(panels: Sequence[Panel]) -> str:
     return aligned(cells)
 
 
-def report_markdown(
-    panels: Sequence[Panel], reference: str, notes: Sequence[str], paper: bool
-) -> str:
+def report_markdown(panels: Sequence[Panel], reference: str, notes: list[str], paper: bool) -> str:
     """The whole of report.md."""
     parts = [INTRODUCTION]
     for panel in panels:
@@ -109,22 +95,23 @@ def report_markdown(
 
 
 def _panel_parts(panel: Panel, reference: str, paper: bool) -> list[str]:
-    parts = [f"## {panel.title}, {_seeds(panel)}", markdown(accuracy_rows(panel, "clean"))]
+    parts = [f"## {panel.title}, {_seeds(panel)}"]
+    parts.append(tables.markdown(tables.accuracy_rows(panel, "clean")))
     for series in filter(panel.rest, panel.series):
         title = f"{series.label} at sparsities of its own:"
-        parts.append(markdown(rest_rows(panel, series), title))
+        parts.append(tables.markdown(tables.rest_rows(panel, series), title))
     if any(series.prompted for series in panel.series):
         title = "With the prompt on test images:"
-        parts.append(markdown(accuracy_rows(panel, "prompted"), title))
+        parts.append(tables.markdown(tables.accuracy_rows(panel, "prompted"), title))
     title = f"### Compared with {reference}"
     if all(series.label != reference for series in panel.series):
         parts += [title, f"No run of {reference} here."]
-    elif len(rows := comparison_rows(panel, reference)) > 1:
-        accuracy = panel.series[0].accuracy
-        parts += [title, COMPARED.format(accuracy=accuracy), markdown(rows)]
-    parts += ["### Cost", COST, markdown(cost_rows(panel))]
-    if paper and (tables := paper_tables(panel)):
-        parts += ["### The paper's numbers", *map(markdown, tables)]
+    elif len(rows := tables.comparison_rows(panel, reference)) > 1:
+        text = COMPARED.format(accuracy=panel.series[0].accuracy)
+        parts += [title, text, tables.markdown(rows)]
+    parts += ["### Cost", COST, tables.markdown(tables.cost_rows(panel))]
+    if paper and (published := tables.paper_tables(panel)):
+        parts += ["### The paper's numbers", *map(tables.markdown, published)]
     lines = _missing(panel)
     return parts + (["### Missing", "\n".join(lines)] if lines else [])
 
@@ -146,9 +133,8 @@ def _missing(panel: Panel) -> list[str]:
     for series in panel.series:
         cells = series.cells()
         for seed in panel.seeds:
-            levels = [level for level in panel.expected(series) if (seed, level) not in cells]
-            if levels:
-                lines.append(f"- {series.label}, seed {seed}: {', '.join(percents(levels))}")
+            if levels := [at for at in panel.expected(series) if (seed, at) not in cells]:
+                lines.append(f"- {series.label}, seed {seed}: {', '.join(tables.percents(levels))}")
     for run in _runs(panel):
         if run.record["state"] != "done":
             reason = run.record.get("reason")
@@ -160,7 +146,7 @@ def report_csv(panels: Sequence[Panel]) -> str:
     """table.csv: exact numbers, a row a method and sparsity; a missing cell has n = 0."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    text.write(CSV_HEAD)
     for panel, series, level in _cells(panels):
         writer.writerow([*panel.where, series.label, f"{level:g}", *_csv(series, level)])
     return text.getvalue()
@@ -180,10 +166,10 @@ def _csv(series: Series, level: float) -> list[str]:
 
 def report_tex(panels: Sequence[Panel]) -> str:
     """table.tex: a table a panel, and one with the prompt where there is any."""
-    tables = []
+    texts = []
     for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
         for panel in panels:
             if accuracy == "clean" or any(series.prompted for series in panel.series):
                 title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
-                tables.append(latex(accuracy_rows(panel, accuracy), title))
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"
+                texts.append(tables.latex(tables.accuracy_rows(panel, accuracy), title))
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(texts) + "\n"

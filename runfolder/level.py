@@ -60,10 +60,8 @@ class Level:
             self.run.metrics.scalar(f"{level_name(self.density)}/layers/{name}", value)
         empty = [name.removesuffix(".weight") for name, value in densities.items() if value == 0]
         if empty:
-            self.run.say(
-                f"density {self.density:g}: the mask leaves no weight in {', '.join(empty)}; "
-                "--min_layer_density would"
-            )
+            self.run.say(f"density {self.density:g}: the mask leaves no weight in "
+                         f"{', '.join(empty)}; --min_layer_density would")
 
     def save_search(self, tensors: dict[str, Any], meta: dict[str, Any]) -> None:
         """Keep the end of the search, from which fine-tuning starts; its states can go."""

@@ -30,10 +30,7 @@ class Metrics:
         self._step = 0
 
     def cut_back(self, density: float, rows: int) -> int:
-        """Cut one level back to its first `rows`; returns how many it has.
-
-        A line that is no row, or cut short by a crash, goes; other levels stay.
-        """
+        """Cut one level back to its first `rows` and drop broken lines; returns how many it has."""
         lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
         earlier, count = [], 0
         for row in map(parse_object, lines):

@@ -26,10 +26,7 @@ def sparsity(density: float) -> float:
 
 
 def read_results(run: Path) -> list[Row]:
-    """The rows of a run's results.csv, in its order: numbers, and None where a cell is empty.
-
-    Raises VPNsError when the file is missing or is not a table of numbers.
-    """
+    """The rows of results.csv, None where a cell is empty. Raises VPNsError for a bad file."""
     try:
         if not (run / "results.csv").is_file():  # a pipe would be waited for
             raise FileNotFoundError
@@ -94,10 +91,7 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def run_folder(path: Path) -> Path:
-    """A run folder as it is; for a log, the folder that its last RESULT line names.
-
-    Raises VPNsError when the log has no such line.
-    """
+    """A run folder as it is, or the one that a log's last RESULT line names, else VPNsError."""
     if path.is_dir():
         return path
     try:
@@ -123,10 +117,7 @@ def draw_run(run: Path) -> None:
 
 
 def curves_figure(rows: Sequence[Row], dense_row: Row | None, title: str) -> "Figure":
-    """Accuracy (%) against sparsity (%): clean solid, prompted dashed, dense a dotted line.
-
-    A column without values has no line.
-    """
+    """Accuracy (%) against sparsity (%): clean solid, prompted dashed, dense a dotted line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

@@ -20,10 +20,8 @@ from utils.files import atomic_write, is_amount, read_object, write_json
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
 
-COLUMNS = (
-    "density", "real_density", "kept", "prunable", "before", "after_search", "clean", "prompted",
-    "passes",
-)  # fmt: skip
+COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
+           "prompted", "passes")  # fmt: skip
 
 
 class Run:
@@ -86,10 +84,8 @@ class Run:
         """Write results.csv: a row a finished level, densest first, the same bytes each time."""
         models = self.folder.glob("d*/model.safetensors")
         ordered = sorted(map(read_row, models), key=lambda row: -row["density"])
-        lines = [",".join(COLUMNS)]
-        for row in ordered:
-            cells = (row[column] for column in COLUMNS)
-            lines.append(",".join("" if cell is None else repr(cell) for cell in cells))
+        texts = ([("" if row[c] is None else repr(row[c])) for c in COLUMNS] for row in ordered)
+        lines = map(",".join, [COLUMNS, *texts])
         atomic_write(self.folder / "results.csv", "\n".join(lines) + "\n")
 
     def close(self) -> None:

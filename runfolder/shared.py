@@ -27,24 +27,19 @@ class Shared:
     ) -> None:
         """`settings` holds every value that the results depend on.
 
-        `scratch` is a folder of this run alone, on the same disk. Files are first written there:
-        the next start may remove the parts that a killed process leaves there, but not those among
-        the files of others, where somebody may just be writing.
+        Files are first written to `scratch`, a folder of this run alone on the same disk, where
+        the next start removes what a killed process leaves.
         """
         self._folder, self._settings, self._log, self._scratch = folder, settings, log, scratch
 
     def once(
-        self,
-        name: str,
-        inputs: Mapping[str, Tensor],
-        make: Callable[[], Tensors],
+        self, name: str, inputs: Mapping[str, Tensor], make: Callable[[], Tensors],
         like: Mapping[str, Tensor] | None = None,
-    ) -> Tensors:
+    ) -> Tensors:  # fmt: skip
         """The result of `make`, from its file if it was made before from the same tensors.
 
-        `inputs` holds every tensor that the result depends on: masks, the model at the start, its
-        label mapping; `like` has the names, shapes and types of the result. A file that is damaged
-        or holds something else is made again.
+        `inputs` holds every tensor that the result depends on; `like` has the names, shapes and
+        types of the result. A file that is damaged or holds something else is made again.
         """
         path = self._folder / f"{name}-{self._digest(name, inputs)}.safetensors"
         try:
@@ -62,8 +57,7 @@ class Shared:
         return tensors
 
     def _digest(self, name: str, inputs: Mapping[str, Tensor]) -> str:
-        text = json.dumps([name, self._settings], sort_keys=True)
-        digest = hashlib.sha256(text.encode())
+        digest = hashlib.sha256(json.dumps([name, self._settings], sort_keys=True).encode())
         for key, tensor in sorted(inputs.items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -19,8 +19,7 @@ PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, wh
 def require_progress(state: dict[str, Any]) -> None:
     """Raises ValueError when a dict is no training state."""
     require_amounts(state, *PROGRESS)
-    counts = {name: state[name] for name in PROGRESS[:3]}
-    wrong = [name for name, value in counts.items() if not isinstance(value, int)]
+    wrong = [name for name in PROGRESS[:3] if not isinstance(state[name], int)]
     if wrong or not isinstance(state["stage"], str):
         raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
 
@@ -43,10 +42,7 @@ class Pace:
         return self._minutes > 0 and self._clock() - self._last >= 60 * self._minutes
 
     def due(self, done: int, epochs: int) -> bool:
-        """Whether to write a state after `done` epochs of a stage of `epochs`.
-
-        The next stage starts from the end of this one, which therefore always has a state.
-        """
+        """Whether to write a state after `done` epochs; the next stage needs the last one."""
         return done == epochs or self._epochs > 0 and done % self._epochs == 0 or self.late()
 
 
@@ -79,10 +75,8 @@ class StageLog:
         self.rows, self.passes = state["rows"] if state else rows, passes
         count = self._run.metrics.cut_back(self._density, self.rows)
         if count < self.rows:
-            self._run.say(
-                f"note: metrics.jsonl is damaged: {self.rows - count} of {self.rows} epochs of "
-                f"density {self._density:g} are missing in the curves"
-            )
+            self._run.say(f"note: metrics.jsonl is damaged: {self.rows - count} of {self.rows} "
+                          f"epochs of density {self._density:g} are missing in the curves")
 
     def _require_ours(self, state: dict[str, Any]) -> None:
         require_progress(state)
@@ -100,9 +94,8 @@ class StageLog:
             return None
         state, self._newest = self._newest, None
         self.rows, self.passes = state["rows"], state["passes"]
-        where = f"epoch {state['epoch']}"
-        if state["step"]:
-            where = f"step {state['step']} of epoch {state['epoch'] + 1}"
+        epoch, step = state["epoch"], state["step"]
+        where = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
         self._run.say(f"density {self._density:g}: continuing {stage} after {where}")
         return state | {"path": str(self._states.newest_path())}
 
@@ -110,10 +103,8 @@ class StageLog:
         """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
         self._started = time.monotonic()
         self._title = f"density {self._density:g} {title}"
-        bar = tqdm(
-            steps, self._title, steps.stop, initial=steps.start, disable=None, leave=False,
-            dynamic_ncols=True,
-        )  # fmt: skip
+        bar = tqdm(steps, self._title, steps.stop, initial=steps.start, disable=None, leave=False,
+                   dynamic_ncols=True)
         with self.hold(), bar:
             for step in bar:
                 yield step

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,7 @@ class States:
         """Write the next state, tensor by tensor, then drop all but the newest two."""
         numbers = self.numbers()
         path = self.path(numbers[0] + 1 if numbers else 1)
-        write_streamed(
-            path,
-            lambda file: torch.save(state, file),
-            lambda digest: write_side_car(path, digest),
-        )
+        write_streamed(path, partial(torch.save, state), partial(write_side_car, path))
         for old in numbers[KEPT_STATES - 1 :]:
             self._remove(old)
 

@@ -20,14 +20,11 @@ def environment() -> dict[str, Any]:
     import torchvision
 
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "system": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "python": platform.python_version(), "torch": torch.__version__,
+        "torchvision": torchvision.__version__, "system": platform.platform(),
+        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    }  # fmt: skip
 
 
 class Surroundings:
@@ -75,7 +72,5 @@ class Surroundings:
 
     def _require(self, fingerprint: str, before: str | None) -> None:
         if fingerprint != before:
-            raise DataError(
-                f"the images are not those that {self._folder} began with: put them back, or start "
-                "afresh with --resume none"
-            )
+            raise DataError(f"the images are not those that {self._folder} began with: put them "
+                            "back, or start afresh with --resume none")

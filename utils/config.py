@@ -38,9 +38,10 @@ def flag(
     return dataclasses.field(default=default, metadata=facts | {"identity": identity})
 
 
-def nested(prefix: str, default: Any, group: str) -> Any:
-    """A dataclass field that holds another dataclass of flags, each named with `prefix`."""
-    return dataclasses.field(default=default, metadata={"prefix": prefix, "group": group})
+def nested(prefix: str, default: Any, group: str, identity: bool = True) -> Any:
+    """A dataclass field that holds other flags, named with `prefix`; the facts hold for each."""
+    facts = {"prefix": prefix, "group": group, "identity": identity}
+    return dataclasses.field(default=default, metadata=facts)
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
@@ -73,7 +74,9 @@ def _flags(config: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
             yield field.name, value, facts
             continue
         for name, inner, own in _flags(value):
-            yield facts["prefix"] + name, inner, {**own, "group": own["group"] or facts["group"]}
+            merged = {"group": own["group"] or facts["group"]}
+            merged["identity"] = own["identity"] and facts["identity"]
+            yield facts["prefix"] + name, inner, {**own, **merged}
 
 
 def flags_of(config: Any) -> dict[str, Mapping[str, Any]]:
