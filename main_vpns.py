@@ -96,7 +96,7 @@ def make_level(
     model = build_model(config, len(data.classes), device)
     remap = partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
-    masks, row, test = ended or find_masks(config, level, data, model, mapping)
+    masks, row, test = ended or search_masks(config, level, data, model, mapping)
     if config.finetunes and not level.log.reached("post_prompt"):
         test = run_stage(model, finetuning(config, model, masks, remap), data, level.log)
     if config.method.post_prompt != "none":
@@ -107,12 +107,12 @@ def make_level(
     return save_level(config, level, model, masks, row)
 
 
-def find_masks(
+def search_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
 ) -> tuple[Masks, dict[str, Any], Counts]:
     """Search, or take a file's masks, and save: masks, accuracies, counts on the test images."""
     level.log.begin("search")
-    before, tested = mapping.start(model), []
+    before, test_counts = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     remap = partial(mapping.remap, model)
     search = Search(
@@ -121,10 +121,10 @@ def find_masks(
         prompt_optim=config.optim("score_vp"), floor=config.method.min_layer_density,
         remap=remap, before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
-        once=shared(config, level, data).once, log=level.log, tested=tested.append,
+        once=shared(config, level, data).once, log=level.log, tested=test_counts.append,
     )  # fmt: skip
     masks = find(search)
-    test = (tested and tested[-1]) or evaluate(model, data.test)
+    test = (test_counts and test_counts[-1]) or evaluate(model, data.test)
     level.note_layers(layer_densities(masks))
     row = {"before": percent(before), "after_search": percent(test)}
     level.save_search(*exported(config, level, model, masks, accuracies=row))

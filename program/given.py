@@ -7,7 +7,7 @@ from pathlib import Path
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import Masks, density_of, kept_count, layer_densities, pruned_count, total_count
+from pruning.masks import Masks, kept_count, layer_densities, pruned_count, total_count
 from runfolder.stage_log import level_name
 from utils.errors import UsageError, VPNsError
 
@@ -64,3 +64,12 @@ def _check_asked(source: str, masks: Masks, density: float, floor: float) -> Non
     if thin:
         named = ", ".join(thin[:5])
         raise UsageError(f"{source} keeps less than --min_layer_density {floor:g} of {named}")
+
+
+def density_of(kept: int, total: int) -> float:
+    """The density with the fewest decimals at which exactly `kept` of `total` weights stay."""
+    for decimals in range(1, 17):
+        density = round(kept / total, decimals)
+        if 0 < density <= 1 and total - pruned_count(total, density) == kept:
+            return density
+    return 1 - (total - kept + 0.5) / total

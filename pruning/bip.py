@@ -46,7 +46,7 @@ class BilevelScores(LearnedScores):
             self.theta.grad = masked
             return
         implicit = self.dense - INVERSE_GAMMA * masked
-        gradient = self.parts(implicit * effective * self.flat.sign())
+        gradient = self.parts(implicit * effective * self.flat_scores.sign())
         for name, score in self.scores.items():
             score.grad = gradient[name]
 
@@ -63,9 +63,9 @@ def find_masks(search: Search) -> Masks:
         name="search",
         epochs=search.epochs,
         groups=(
-            Group((learned.theta,), search.weight_optim, "theta", half=LOWER),
-            Group(others, search.weight_optim, half=LOWER),
-            learned.group(search.score_optim, half=UPPER),
+            Group((learned.theta,), search.weight_optim, "theta", only_half=LOWER),
+            Group(others, search.weight_optim, only_half=LOWER),
+            learned.group(search.score_optim, only_half=UPPER),
             *search.prompt_groups(),  # has a gradient in the upper half only, which shows it
         ),
         views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),

@@ -44,15 +44,6 @@ def _prunable_names(module: nn.Module) -> tuple[str, ...]:
     return ("weight",) if isinstance(module, LAYERS) else ()
 
 
-def density_of(kept: int, total: int) -> float:
-    """The density with the fewest decimals at which exactly `kept` of `total` weights stay."""
-    for decimals in range(1, 17):
-        density = round(kept / total, decimals)
-        if 0 < density <= 1 and total - pruned_count(total, density) == kept:
-            return density
-    return 1 - (total - kept + 0.5) / total
-
-
 def keep_top(scores: Mapping[str, Tensor], density: float, floor: float = 0.0) -> Masks:
     """Keep the highest scores over all layers together, an exact count of them.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.masks import Masks, lift_best, prunable
 from pruning.method import Search
-from pruning.selection import MovingThreshold, require_finite, select_top
+from pruning.selection import TrackedThreshold, require_finite, select_top
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from utils.optim import Optim
@@ -20,7 +20,7 @@ from utils.optim import Optim
 # ATen's kernels with which it computes the gradients of leaky ReLU and of hard shrinkage: one pass
 # over memory where the operations that they consist of would take two or three.
 _flip_where_negative = torch.ops.aten.leaky_relu_backward.grad_input
-_zero_where_small = torch.ops.aten.hardshrink_backward.grad_input
+_zero_where_magnitude_small = torch.ops.aten.hardshrink_backward.grad_input
 
 
 def learn_masks(search: Search) -> Masks:
@@ -71,14 +71,15 @@ class LearnedScores:
         self._sizes = [weight.numel() for weight in self.weights.values()]
         weights = [weight.detach() for weight in self.weights.values()]
         self.dense = torch.cat([weight.flatten() for weight in weights])
-        self.flat = torch.cat([initial_score(weight).flatten() for weight in weights])
-        self.scores = {name: nn.Parameter(part) for name, part in self.parts(self.flat).items()}
+        self.flat_scores = torch.cat([initial_score(weight).flatten() for weight in weights])
+        parts = self.parts(self.flat_scores).items()
+        self.scores = {name: nn.Parameter(part) for name, part in parts}
         self._dense_parts = self.parts(self.dense)
         self._masked = torch.empty_like(self.dense)
         for name, part in self.parts(self._masked).items():
             self.weights[name].data = part
-        self._threshold = MovingThreshold()
-        require_finite(self.flat)
+        self._threshold = TrackedThreshold()
+        require_finite(self.flat_scores)
         self.renew()
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
@@ -86,13 +87,16 @@ class LearnedScores:
         pairs = zip(self.weights.items(), flat.split(self._sizes), strict=True)
         return {name: part.view(weight.shape) for (name, weight), part in pairs}
 
-    def group(self, optim: Optim, half: int | None = None) -> Group:
+    def group(self, optim: Optim, only_half: int | None = None) -> Group:
         """The scores as a group of a stage."""
-        return Group(tuple(self.scores.values()), optim, "scores", half, memory=self.flat)
+        scores = tuple(self.scores.values())
+        return Group(scores, optim, "scores", only_half, memory=self.flat_scores)
 
     @torch.no_grad()
     def gradients(self, half: int = 0) -> None:
         """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too.
+
+        It is the same in both half-steps.
 
         The weights' gradients become the scores', in place. A score of exactly 0 counts as
         negative; as it starts at 0 only where w is 0, so does its gradient. The scores of a weight
@@ -111,24 +115,26 @@ class LearnedScores:
         self.mask(self.dense, out=self._masked)
 
     def mask(self, values: Tensor, out: Tensor) -> None:
-        """Write `values` (N,) times the mask of the present scores into `out`, maybe the same."""
-        if self.floor or self.flat.device.type != "cpu":
+        """Write `values` (N,) times the mask of the present scores into `out`, maybe the same.
+
+        The threshold is exact: remembering the last ones saves time and changes no mask.
+        """
+        if self.floor or self.flat_scores.device.type != "cpu":
             # no product, which is -0.0 where a weight is negative
-            torch.where(self.keep, values, values.new_zeros(()), out=out)
+            torch.where(self.keep(), values, values.new_zeros(()), out=out)
             return
-        threshold, ties = self._threshold(self.flat, self.density)
+        threshold, ties = self._threshold(self.flat_scores, self.density)
         tied = values[ties]
-        _zero_where_small(values, self.flat, threshold, grad_input=out)
+        _zero_where_magnitude_small(values, self.flat_scores, threshold, grad_input=out)
         out[ties] = tied
 
-    @property
     def keep(self) -> Tensor:
-        """The mask of the present scores, bool (N,)."""
-        return select_top(lift_best(self.flat.abs(), self._sizes, self.floor), self.density)
+        """Select the mask of the present scores, bool (N,): exactly as many as the density asks."""
+        return select_top(lift_best(self.flat_scores.abs(), self._sizes, self.floor), self.density)
 
     def masks(self) -> Masks:
         """The masks of the present scores, by parameter name."""
-        return self.parts(self.keep)
+        return self.parts(self.keep())
 
     def train(self, search: Search, stage: Stage) -> Masks:
         """Run the stage; the masks that it ends with, under which the network stays.

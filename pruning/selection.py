@@ -48,7 +48,7 @@ def select_top(values: Tensor, density: float) -> Tensor:
     return keep
 
 
-class MovingThreshold:
+class TrackedThreshold:
     """`find_threshold` for magnitudes that change little from call to call, as scores do.
 
     The last thresholds tell where the next one is, more closely than a sample does. They change

@@ -22,12 +22,12 @@ def nothing(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that step together."""
+    """Parameters that step together, by an optimizer of their own (in the search Adam, 1e-4)."""
 
     params: tuple[nn.Parameter, ...]
     optim: Optim
     name: str = ""  # of parameters that are not the model's, in states
-    half: int | None = None  # the only half-step in which they move; None is every one
+    only_half: int | None = None  # the only half-step in which they move; None is every one
     memory: Tensor | None = None  # what they are views of: looked at and saved instead of them
 
     @property

@@ -20,7 +20,8 @@ from utils.errors import DataError, Interrupted
 from utils.loss_scale import LossScale
 from utils.seed import reseed
 
-# The data view that each view of a stage draws from, and what sets its draws apart.
+# The data view that each view of a stage draws from, with an order of images of its own, and what
+# sets further draws from it apart.
 SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     PROMPTED: ("prompted", ()),
     CLEAN: ("clean", ()),
@@ -37,8 +38,8 @@ class Training:
         self.optimizers = [optimizer for optimizer, _ in built]
         self.schedules = [schedule for _, schedule in built]
         moving = tuple(param for group in stage.groups for param in group.params)
-        self.graded, self.device = (*moving, *stage.needs_grad), moving[0].device
-        self.scale = LossScale(self.graded, self.optimizers, model.precision.scales_loss)
+        self.with_grad, self.device = (*moving, *stage.needs_grad), moving[0].device
+        self.scale = LossScale(self.with_grad, self.optimizers, model.precision.scales_loss)
         self.watch, self.best = Watch(self.device), Best()
         self.tallies = {view: Tally(self.device) for view in stage.views}
         self.epoch = self.step = 0
@@ -58,7 +59,7 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
     NumericError when a number is not finite, Interrupted when a stop was asked for.
     """
     training, test = Training(model, stage, data, log), None
-    with only_these_move(model, training.graded):
+    with only_these_move(model, training.with_grad):
         resume(training)
         try:
             while training.epoch < stage.epochs:
@@ -73,11 +74,11 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
 
 
 @contextmanager
-def only_these_move(model: nn.Module, graded: tuple[nn.Parameter, ...]) -> Iterator[None]:
+def only_these_move(model: nn.Module, with_grad: tuple[nn.Parameter, ...]) -> Iterator[None]:
     """Freeze all other parameters within; put mode and requires_grad back, without gradients."""
     before, was_training = {p: p.requires_grad for p in model.parameters()}, model.training
     model.requires_grad_(False)
-    for param in graded:
+    for param in with_grad:
         param.requires_grad_(True)
     try:
         yield
@@ -143,16 +144,19 @@ def batches(
 
 
 def half_step(training: Training, half: int, view: str, images: Tensor, labels: Tensor) -> None:
-    """One update on one batch: forward, backward, gradients, step, renew."""
+    """One update on one batch: forward, backward, gradients, step, renew.
+
+    What has no gradient stays: the prompt moves in the prompted half-step alone.
+    """
     stage = training.stage
-    for param in training.graded:
+    for param in training.with_grad:
         param.grad = None
     logits = training.model(images, prompted=view == PROMPTED)
     loss = F.cross_entropy(logits, labels)
     training.scale.backward(loss)
     stage.gradients(half)
-    pairs = zip(stage.groups, training.optimizers, strict=True)
-    training.scale.step([optimizer for group, optimizer in pairs if group.half in (None, half)])
+    pairs = zip(training.optimizers, stage.groups, strict=True)
+    training.scale.step([optim for optim, group in pairs if group.only_half in (None, half)])
     training.watch.look(training, loss)
     stage.renew()
     training.tallies[view].add(logits, labels, loss)

@@ -1,7 +1,7 @@
 """VPNs (arXiv 2312.01397): scores and prompt learned together, on a prompted and a clean view.
 
-This is HYDRA's search with the prompt's parameters as one more group; which stages see the prompt
-is the method's prune mode.
+The search is `learn_masks` of scores.py, which HYDRA runs too. Here its views include the prompted
+one, and the prompt's parameters are one more group. Which stages see the prompt is the prune mode.
 """
 
 from pruning.method import Method

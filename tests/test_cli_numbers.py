@@ -46,13 +46,13 @@ def into_loss(training, bad):
 
 def into_gradient(training, bad):
     """That of a weight in the network, from which the gradient of its score follows."""
-    weight = (*training.stage.needs_grad, *training.graded)[0]
+    weight = (*training.stage.needs_grad, *training.with_grad)[0]
     weight.register_hook(lambda gradient: gradient * bad)
 
 
 def into_moving(training, bad):
     """The scores of a search, the first weight of fine-tuning."""
-    poison(training.graded[0], bad)
+    poison(training.with_grad[0], bad)
 
 
 def into_prompt(training, bad):

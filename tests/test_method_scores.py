@@ -433,7 +433,7 @@ class Linear:
         self.network = nn.Sequential(nn.Linear(4, 3, bias=False)).double()
         self.learned = BilevelScores(self.network, 0.5)
         self.c = torch.randn(12, dtype=torch.float64) * 1e3
-        self.mask = self.learned.keep.double()
+        self.mask = self.learned.keep().double()
         with torch.no_grad():
             self.learned.theta.copy_(self.theta(self.mask))
         self.network[0].weight.grad = self.c.view(3, 4).clone()
@@ -454,7 +454,7 @@ def test_bips_implicit_gradient_is_exact_for_a_loss_that_is_linear_in_the_masked
     linear = Linear()
     linear.learned.gradients(UPPER)
     slopes = torch.tensor([linear.slope(place) for place in range(12)], dtype=torch.float64)
-    expected = slopes * linear.learned.flat.detach().sign()
+    expected = slopes * linear.learned.flat_scores.detach().sign()
     assert (slopes != 0).sum() == 6
     torch.testing.assert_close(score_gradient(linear.learned), expected, rtol=1e-6, atol=1e-9)
 
@@ -479,7 +479,7 @@ def test_bips_scores_of_pruned_places_get_the_straight_through_gradient() -> Non
         linear.learned.theta.copy_(torch.arange(1.0, 13.0))
     linear.learned.gradients(UPPER)
     pruned = linear.mask == 0
-    expected = linear.c * torch.arange(1.0, 13.0) * linear.learned.flat.detach().sign()
+    expected = linear.c * torch.arange(1.0, 13.0) * linear.learned.flat_scores.detach().sign()
     torch.testing.assert_close(score_gradient(linear.learned)[pruned], expected[pruned])
 
 
@@ -491,8 +491,8 @@ def bip_steps(monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[dict[s
     def noted(learned: BilevelScores) -> None:
         renew(learned)
         seen.append({
-            "theta": learned.dense.clone(), "scores": learned.flat.detach().clone(),
-            "mask": learned.keep.clone(), "bias": model.network[3].bias.detach().clone(),
+            "theta": learned.dense.clone(), "scores": learned.flat_scores.detach().clone(),
+            "mask": learned.keep().clone(), "bias": model.network[3].bias.detach().clone(),
             "norm": model.network[1].weight.detach().clone(),
             "prompt": model.prompt.program.detach().clone(),
             "weights": flat(weights(model.network)),

@@ -76,7 +76,7 @@ class Gradient:
         self.learned = LearnedScores(self.model.network, 0.4)
         self.weights = list(prunable(self.model.network).values())
         self.dense = torch.cat([weight.detach().flatten() for weight in tiny_weights()])
-        self.mask = select_top(self.learned.flat.detach().abs(), 0.4)
+        self.mask = select_top(self.learned.flat_scores.detach().abs(), 0.4)
         F.cross_entropy(self.model(self.x), self.y).backward()
         self.learned.gradients()
         self.scores_grad = score_gradient(self.learned)
@@ -94,7 +94,7 @@ class Gradient:
         up[place] += step
         down[place] -= step
         rise = (self.loss(up) - self.loss(down)) / (2 * step)
-        return rise * math.copysign(1, self.learned.flat[place].item())
+        return rise * math.copysign(1, self.learned.flat_scores[place].item())
 
 
 def tiny_weights() -> list[nn.Parameter]:
@@ -147,7 +147,7 @@ def test_the_network_is_masked_by_the_initial_scores_at_once() -> None:
 def test_pruned_weights_are_zeros_without_a_sign(floor: float) -> None:
     """Negative weights too: a product with the mask would leave -0.0."""
     network = tiny_model().network
-    pruned = ~LearnedScores(network, 0.4, floor).keep
+    pruned = ~LearnedScores(network, 0.4, floor).keep()
     weights = torch.cat([weight.detach().flatten() for weight in prunable(network).values()])
     assert not weights[pruned].any() and not weights[pruned].signbit().any()
 
@@ -155,7 +155,7 @@ def test_pruned_weights_are_zeros_without_a_sign(floor: float) -> None:
 def test_the_mask_follows_the_absolute_scores_when_it_is_renewed() -> None:
     learned = LearnedScores(tiny_model().network, 0.4)
     with torch.no_grad():
-        learned.flat.copy_(-torch.arange(TOTAL) / TOTAL)
+        learned.flat_scores.copy_(-torch.arange(TOTAL) / TOTAL)
     learned.renew()
     kept = torch.cat([mask.flatten() for mask in learned.masks().values()])
     assert kept.tolist() == [place >= pruned_count(TOTAL, 0.4) for place in range(TOTAL)]
@@ -165,9 +165,9 @@ def test_a_weight_comes_back_with_its_dense_value() -> None:
     model, dense = tiny_model(), tiny_model()
     learned = LearnedScores(model.network, 0.4)
     with torch.no_grad():
-        learned.flat.neg_().add_(5).mul_(learned.keep)
+        learned.flat_scores.neg_().add_(5).mul_(learned.keep())
         learned.renew()
-        learned.flat.fill_(1)
+        learned.flat_scores.fill_(1)
     learned.density = 1.0
     learned.renew()
     assert torch.equal(model.network[3].weight, dense.network[3].weight)
@@ -178,7 +178,7 @@ def test_masks_that_were_handed_out_do_not_change_later() -> None:
     masks = learned.masks()
     before = {name: mask.clone() for name, mask in masks.items()}
     with torch.no_grad():
-        learned.flat.copy_(learned.flat.flip(0))
+        learned.flat_scores.copy_(learned.flat_scores.flip(0))
     learned.renew()
     assert all(torch.equal(masks[name], before[name]) for name in masks)
 
@@ -194,7 +194,7 @@ def test_the_mask_is_renewed_after_each_half_step(monkeypatch: pytest.MonkeyPatc
 
     def noted(learned: LearnedScores) -> None:
         renew(learned)
-        masks.append(learned.keep.clone())
+        masks.append(learned.keep().clone())
 
     monkeypatch.setattr(LearnedScores, "renew", noted)
     learn_masks(replace(search(tiny_model()), data=steps(1)))

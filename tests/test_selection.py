@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruning import selection
-from pruning.selection import MovingThreshold, find_threshold, select_top
+from pruning.selection import TrackedThreshold, find_threshold, select_top
 
 MANY = 1_400_000  # beyond ten samples' worth
 VALUES = st.one_of(
@@ -128,7 +128,7 @@ def test_an_accelerator_selects_the_same() -> None:
 @pytest.mark.parametrize("step", [0.0, 1e-6, 1e-3, 1.0])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_moving_threshold_is_the_one_of_each_call(pattern, step: float) -> None:
-    moving, values = MovingThreshold(), pattern()
+    moving, values = TrackedThreshold(), pattern()
     for number in range(6):
         values += step * normal(number + 1)
         threshold, ties = moving(values, 0.2)
@@ -140,7 +140,7 @@ def test_a_moving_threshold_is_the_one_of_each_call(pattern, step: float) -> Non
 def test_a_threshold_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
     sampled, plain = [], selection._sampled
     monkeypatch.setattr(selection, "_sampled", lambda *w: sampled.append(1) or plain(*w))
-    moving = MovingThreshold()
+    moving = TrackedThreshold()
     for number in range(8):
         moving(normal() * (1 + 0.001 * number), 0.2)
     assert len(sampled) == 3
@@ -149,7 +149,7 @@ def test_a_threshold_that_moves_steadily_needs_no_sample(monkeypatch) -> None:
 @pytest.mark.parametrize("steady", [0, 1, 2, 6])
 def test_after_a_jump_few_values_are_sorted(collected, steady: int) -> None:
     """A resumed search sees its initial scores and then those that it loads."""
-    moving, values = MovingThreshold(), normal()
+    moving, values = TrackedThreshold(), normal()
     for number in range(12):
         jump = 1 if number <= steady else 100
         moving(values * (jump + 0.001 * number), 0.2)
