@@ -28,6 +28,7 @@ from data.cache import Resized, room
 from data.images import ArrayImages, FileImages, Part
 from data.transforms import clean_size
 from data.views import Look, View
+from utils.memory import keep_freed_memory
 
 SIDE = 32
 CPU = torch.device("cpu")
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=positive, default=5, help="epochs of each loader")
     parser.add_argument("--files", action="store_true", help="JPEG files, not an array")
     args = parser.parse_args(argv)
+    keep_freed_memory()  # as the program does
     rows: list[dict[str, Any]] = []
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
