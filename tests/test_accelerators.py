@@ -25,7 +25,6 @@ from pruning.measure import evaluate
 from pruning.scores import learn_masks
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
-from runfolder.level import Level
 from runfolder.stage_log import StageLog
 from utils import device
 from utils.errors import Interrupted, NumericError
@@ -415,7 +414,7 @@ def test_compiled_run_is_close_and_goes_on_bit_identically(
     words = [*QUICK, "--epochs", 2, "--compile"]
     whole = run(tmp_path / "whole", *words)
     with monkeypatch.context() as patch:  # a fork could not use the compiler's helper processes
-        patch.setattr(StageLog, "save", Level.save)
+        patch.setattr(StageLog, "save", StageLog.save)
         at_call(StageLog, "save", 3, send("SIGTERM"), True)
         assert run(tmp_path / "stopped", *words).code == 75
     torch.compiler.reset()  # as another process would begin
