@@ -13,7 +13,7 @@ from models.backbones import NETWORKS, Backbone
 from models.foreign_prompt import ForeignPrompt, read_prompt
 from models.mask_file import masks_in, plain, scores_in, threshold_masks
 from models.pretrained import all_tensors, few, misfit
-from utils.counts import pruned_count
+from utils.counts import count_at
 from utils.errors import UsageError, VPNsError
 
 Rule = Callable[[nn.Module], Mapping[str, Tensor]]  # the weights that can be pruned, by name
@@ -61,7 +61,7 @@ def _interpret(file: Mapping[str, Any], prunable: Rule, density: float | None) -
     masks = _score_masks(scores, weights, density) if scores else _stored_masks(file, raw, weights)
     count = sum(int(mask.sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    expected = count if density is None else total - pruned_count(total, density)
+    expected = count if density is None else count_at(density, total)
     if count != expected:
         why = "ties at the threshold are pruned" if scores else "its masks are taken as they are"
         notes.append(f"keeps {count} of {total}, not {expected}: {why}")

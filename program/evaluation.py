@@ -18,10 +18,11 @@ from program.model import classifier
 from program.record import percent
 from program.settings import Config, complete, model_flags
 from prompts import Sizes, build_prompt
-from pruning.masks import apply_masks, keep_top, kept_count, prunable, pruned_count, total_count
+from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
 from pruning.measure import evaluate
 from utils.checkpoint import read_meta
 from utils.config import check_flags, flatten, replace_flags
+from utils.counts import count_at
 from utils.device import choose_device
 from utils.errors import UsageError
 from utils.tensors import read_tensors, understood
@@ -101,7 +102,7 @@ def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -
         raise UsageError(f"{path} holds a {network}, not a {flags['network']}: drop --network")
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     exact = checkpoint.ours and density is not None
-    if exact and kept != total - pruned_count(total, density):
+    if exact and kept != count_at(density, total):
         raise UsageError(f"{path} keeps {kept:,} of {total:,} weights, which is not density "
                          f"{density:g}: drop --density")
 
@@ -134,21 +135,14 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     model.label_map = mapped
     weights = prunable(model.network)
     if theta is not None:  # BiP's dense weights, which its search trains beside the network
-        for name, part in _parts(theta, weights).items():
+        for name, part in in_shapes(theta, weights).items():
             weights[name].data.copy_(part)
     if scores is None:
         return Checkpoint(model, {name: weight != 0 for name, weight in weights.items()}, flags)
     floor = config.method.min_layer_density
-    masks = keep_top(_parts(scores.abs(), weights), state["density"], floor)
+    masks = keep_top(in_shapes(scores.abs(), weights), state["density"], floor)
     apply_masks(model.network, masks)
     return Checkpoint(model, masks, flags)
-
-
-def _parts(flat: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A flat tensor of a state (N,) in the shapes of the weights, by parameter name."""
-    parts = flat.split([weight.numel() for weight in weights.values()])
-    pairs = zip(weights.items(), parts, strict=True)
-    return {name: part.view(weight.shape) for (name, weight), part in pairs}
 
 
 def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | None) -> int | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import Masks, kept_count, layer_densities, pruned_count, total_count
+from pruning.masks import Masks, kept_count, layer_densities, total_count
 from runfolder.stage_log import level_name
+from utils.counts import count_at
 from utils.errors import UsageError, VPNsError
 
 
@@ -57,7 +58,7 @@ def _read(path: Path, density: float | None) -> MaskFile:
 def _check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
     """Raises UsageError when masks of a file are not of the densities that were asked for."""
     kept, total = kept_count(masks), total_count(masks)
-    if total - pruned_count(total, density) != kept:
+    if count_at(density, total) != kept:
         raise UsageError(f"{source} keeps {kept} of {total} weights, which is not density "
                          f"{density:g}: ask for --density_list {density_of(kept, total)!r}")
     thin = [name for name, share in layer_densities(masks).items() if share < floor]
@@ -70,6 +71,6 @@ def density_of(kept: int, total: int) -> float:
     """The density with the fewest decimals at which exactly `kept` of `total` weights stay."""
     for decimals in range(1, 17):
         density = round(kept / total, decimals)
-        if 0 < density <= 1 and total - pruned_count(total, density) == kept:
+        if 0 < density <= 1 and count_at(density, total) == kept:
             return density
     return 1 - (total - kept + 0.5) / total

@@ -10,8 +10,9 @@ from models.backbones import backbone
 from models.fit import Build, require_fit, require_rest
 from program.settings import Config, preset_values
 from pruning import METHODS
-from pruning.masks import prunable, pruned_count, require_room
+from pruning.masks import prunable, require_room
 from utils.config import flatten
+from utils.counts import count_at
 
 
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     passes = method.search_passes(epochs, len(views.search), before, density)
     passes += epochs * len(views.finetune) if config.finetunes else 0
     passes += epochs if config.method.post_prompt != "none" else 0
-    kept = total - pruned_count(total, density)
+    kept = count_at(density, total)
     return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
 
 

@@ -9,7 +9,7 @@ from models import PromptedClassifier
 from models.artifact import export, masks_of, restore
 from program.settings import Config, model_flags
 from pruning import METHODS
-from pruning.masks import Masks, kept_count, prunable, pruned_count, total_count
+from pruning.masks import Masks, kept_count, prunable, total_count
 from pruning.measure import Counts
 from pruning.method import Trained
 from runfolder.level import Level
@@ -18,6 +18,7 @@ from runfolder.run import Run
 from runfolder.surroundings import environment
 from utils.checkpoint import load_model
 from utils.config import flatten
+from utils.counts import count_at
 from utils.errors import VPNsError
 from utils.tensors import require_like, understood
 
@@ -116,7 +117,7 @@ def require_count(config: Config, density: float, masks: Masks) -> None:
     The masks of a method whose count is not exact keep what they keep; the real density is told.
     """
     total, kept = total_count(masks), kept_count(masks)
-    asked = total - pruned_count(total, density)
+    asked = count_at(density, total)
     if kept != asked and METHODS[config.method.prune_method].exact:
         raise ValueError(f"density {density:g}: the mask keeps {kept} of {total} weights "
                          f"instead of {asked}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.selection import require_finite, select_top
-from utils.counts import pruned_count
+from utils.counts import count_at
 from utils.errors import UsageError
 
 # ATen's kernel for the gradient of a threshold: one pass, where a product would leave -0.0 and NaN.
@@ -52,18 +52,27 @@ def keep_top(scores: Mapping[str, Tensor], density: float, floor: float = 0.0) -
     Raises NumericError when a score is not finite, UsageError when the floor asks for more weights
     than the density.
     """
-    names, sizes = list(scores), [tensor.numel() for tensor in scores.values()]
+    sizes = [tensor.numel() for tensor in scores.values()]
     require_room(sizes, density, floor)
-    flat = torch.cat([scores[name].flatten() for name in names])
+    flat = torch.cat([tensor.flatten() for tensor in scores.values()])
     require_finite(flat)
-    parts = select_top(lift_best(flat, sizes, floor), density).split(sizes)
-    return {name: part.view(scores[name].shape) for name, part in zip(names, parts, strict=True)}
+    return in_shapes(select_top(lift_best(flat, sizes, floor), density), scores)
+
+
+def in_shapes(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of a flat tensor (N,) in the shapes of the tensors in `like`, by their names.
+
+    Raises RuntimeError when these have not N values together.
+    """
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    pairs = zip(like.items(), parts, strict=True)
+    return {name: part.view(tensor.shape) for (name, tensor), part in pairs}
 
 
 def require_room(sizes: Sequence[int], density: float, floor: float) -> None:
     """Raises UsageError when floors under layers of these sizes exceed what `density` keeps."""
-    kept = sum(sizes) - pruned_count(sum(sizes), density)
-    held = sum(size - pruned_count(size, floor) for size in sizes)
+    kept = count_at(density, sum(sizes))
+    held = sum(count_at(floor, size) for size in sizes)
     if held > kept:
         raise UsageError(
             f"--min_layer_density {floor:g} holds {held:,} weights where density {density:g} keeps "

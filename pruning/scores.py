@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, lift_best, prunable
+from pruning.masks import Masks, in_shapes, lift_best, prunable
 from pruning.method import Search
 from pruning.selection import TrackedThreshold, require_finite, select_top
 from pruning.stage import Group, Stage
@@ -84,8 +84,7 @@ class LearnedScores:
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a flat tensor (N,) in the shapes of the weights, by parameter name."""
-        pairs = zip(self.weights.items(), flat.split(self._sizes), strict=True)
-        return {name: part.view(weight.shape) for (name, weight), part in pairs}
+        return in_shapes(flat, self.weights)
 
     def group(self, optim: Optim, only_half: int | None = None) -> Group:
         """The scores as a group of a stage."""

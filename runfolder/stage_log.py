@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,12 +17,14 @@ AFTER_SEARCH = ("finetune", "post_prompt")
 PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, whatever its stage
 
 
-def require_progress(state: dict[str, Any]) -> None:
-    """Raises ValueError when a dict is no training state."""
+def require_progress(state: dict[str, Any], density: float | None = None) -> None:
+    """Raises ValueError when a dict is no training state, or not one of the density given."""
     require_amounts(state, *PROGRESS)
     wrong = [name for name in PROGRESS[:3] if not isinstance(state[name], int)]
     if wrong or not isinstance(state["stage"], str):
         raise ValueError(f"a training state has {', '.join(wrong or ['stage'])}")
+    if density is not None and state.get("density") != density:
+        raise ValueError(f"a state of density {state.get('density')}")
 
 
 class Pace:
@@ -63,7 +66,7 @@ class StageLog:
 
         States of the other phase are leftovers of a search that has ended or starts again.
         """
-        state, problems = self._states.newest(self._require_ours)
+        state, problems = self._states.newest(partial(require_progress, density=self._density))
         for problem in problems:
             self._run.say(f"{problem}; going back to the state before it")
         if state:
@@ -77,11 +80,6 @@ class StageLog:
         if count < self.rows:
             self._run.say(f"note: metrics.jsonl is damaged: {self.rows - count} of {self.rows} "
                           f"epochs of density {self._density:g} are missing in the curves")
-
-    def _require_ours(self, state: dict[str, Any]) -> None:
-        require_progress(state)
-        if state.get("density") != self._density:
-            raise ValueError(f"a state of density {state.get('density')}")
 
     def reached(self, stage: str) -> bool:
         """Whether the newest state is of this stage, so that those before it are over."""

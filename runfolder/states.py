@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import side_car, write_side_car
+from utils.checkpoint import write_side_car
 from utils.errors import VPNsError
-from utils.files import write_streamed
+from utils.files import side_car, write_streamed
 from utils.tensors import read_tensors, understood
 
 KEPT_STATES = 2

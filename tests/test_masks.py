@@ -18,11 +18,11 @@ from pruning.masks import (
     kept_count,
     layer_densities,
     prunable,
-    pruned_count,
     total_count,
 )
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
+from utils.counts import pruned_count
 from utils.errors import NumericError
 from utils.optim import Optim, OptimConfig
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import atomic_write, parse_object, write_streamed
+from utils.files import atomic_write, parse_object, side_car, write_streamed
 from utils.tensors import read_tensors
 
 META_KEY = "vpns"
@@ -21,11 +21,6 @@ META_KEY = "vpns"
 def write_side_car(path: Path, digest: str, folder: Path | None = None) -> None:
     """Write the SHA-256 of `path` beside it; `folder` is that of `atomic_write`."""
     atomic_write(side_car(path), f"{digest}  {path.name}\n", folder)
-
-
-def side_car(path: Path) -> Path:
-    """The file with the SHA-256 of `path`."""
-    return path.with_name(path.name + ".sha256")
 
 
 def save_model(

@@ -1,4 +1,4 @@
-"""How many weights are pruned, a formula that searches and readers of files share."""
+"""How many weights a density prunes and keeps: searches and readers of files share the formula."""
 
 
 def pruned_count(total: int, density: float) -> int:
@@ -7,3 +7,8 @@ def pruned_count(total: int, density: float) -> int:
     Truncated as in the authors' code, where rounding would give other counts.
     """
     return int((1 - density) * total)
+
+
+def count_at(density: float, total: int) -> int:
+    """How many of `total` weights stay at `density`."""
+    return total - pruned_count(total, density)

@@ -138,9 +138,9 @@ def leads_outside(name: str) -> bool:
     return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":"
 
 
-def sha256(data: bytes | memoryview) -> str:
-    """SHA-256 of bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
+def side_car(path: Path) -> Path:
+    """The file with the SHA-256 of `path`, in the format of sha256sum."""
+    return path.with_name(path.name + ".sha256")
 
 
 def sha256_file(path: Path) -> str:

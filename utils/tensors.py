@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import VPNsError
-from utils.files import is_amount, leads_outside, sha256_file
+from utils.files import is_amount, leads_outside, sha256_file, side_car
 from utils.signals import signals_later
 from utils.torch_file import inspect, refusal
 
@@ -120,12 +120,12 @@ def _check_side_car(path: Path) -> bool:
 
     Returns whether there is one.
     """
-    side_car = path.with_name(path.name + ".sha256")
-    if not side_car.is_file():
+    sums = side_car(path)
+    if not sums.is_file():
         return False
-    words = side_car.read_text(errors="replace").split()
+    words = sums.read_text(errors="replace").split()
     if not words or words[0].lower() != sha256_file(path):
-        raise VPNsError(f"checksum mismatch: {path} is not the file that {side_car.name} describes")
+        raise VPNsError(f"checksum mismatch: {path} is not the file that {sums.name} describes")
     return True
 
 
