@@ -29,7 +29,7 @@ from models import NETWORKS
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
 from models.fit import require_fit
-from program.settings import ADAM, SGD, parse_density
+from program.flags import ADAM, SGD, parse_density
 from prompts.kinds import PadPrompt
 from pruning.masks import MaskKeeper, Masks, apply_masks
 from pruning.measure import evaluate

@@ -9,7 +9,8 @@ from typing import Any
 
 from data import SPECS, Data
 from models.backbones import weights_file
-from program.settings import DENSITIES, NOT_IDENTITY, Config, complete
+from program.flags import DENSITIES
+from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
 from runfolder.run import lock

@@ -1,4 +1,4 @@
-"""Every flag of the program, completed from the registries and checked."""
+"""All flags as one config: completed from the registries, checked, and what follows from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from data import SPECS, DataConfig
-from models import MAPPINGS, NetworkConfig
+from models import NetworkConfig
 from models.backbones import backbone, weights_file
+from program.flags import ADAM, SGD, PruneConfig, RunConfig
 from program.presets import paper_preset
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
-from utils.config import flag, flags_of, flatten, nested, number, parse_flags, replace_flags, word
-from utils.device import device_name
+from utils.config import flags_of, flatten, nested, parse_flags, replace_flags
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 from utils.precision import Precision
@@ -23,108 +23,7 @@ DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask to
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
 
-IN_RANGE = "it must be in (0, 1]"
-
-
-def parse_densities(text: str) -> tuple[float, ...]:
-    """`1,0.6,0.5` to densities in (0, 1]; a repeated one is taken once."""
-    parts = [part for part in text.strip("[]() ").split(",") if part.strip()]
-    if not parts:
-        raise ValueError("no density given: write for example 1,0.6,0.5")
-    return tuple(dict.fromkeys(parse_density(part) for part in parts))
-
-
-def parse_density(text: str) -> float:
-    """A share of weights that are kept, in (0, 1]."""
-    try:
-        density = number(float, 0, 1)(text)
-    except ValueError as error:
-        raise ValueError(str(error).replace("it must be from 0 to 1", IN_RANGE)) from error
-    if 1 - density == 1:  # 0, or so small that it vanishes beside 1
-        raise ValueError(f"density {density:g} keeps no weight: {IN_RANGE}")
-    return density
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Flags of the run as a whole, none of which makes another run."""
-
-    save_dir: str = flag("result", "folder for all results")
-    experiment_name: str = flag("vpns", "folder of the experiment in it")
-    seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1))
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name)
-    gpu: int | None = flag(None, "number of the GPU, as in --device cuda:N", parse=number(int, 0))
-    resume: str = flag(
-        "auto", "auto continues the run with the same settings; none starts afresh and keeps the "
-        "old folder under another name; or the path of a run folder or of its newest state, which "
-        "must be good: only auto goes back to the state before a damaged one", parse=word)
-    keep_states: bool = flag(
-        False, "keep the newest states of the search (search-N.pt) and of fine-tuning")
-    save_every: int = flag(
-        0, "epochs between training states; 0 leaves it to --save_minutes; the end of a stage "
-        "always has one", parse=number(int, 0))
-    save_minutes: float = flag(
-        10.0, "write a training state when so many minutes have passed since the last one, in the "
-        "middle of an epoch too: what a kill, which cannot be answered, may cost; 0 for none",
-        parse=number(float, 0))
-    eval_every: int = flag(
-        1, "epochs between measurements on the test images, for the curves only; 0 for none",
-        parse=number(int, 0))
-    print_freq: int = flag(
-        200, "batches between lines when the output is no terminal", parse=number(int, 1))
-    dry_run: bool = flag(False, "print the resolved plan as JSON and stop")
-    check_data: bool = flag(
-        False, "examine every image of the dataset, print what is found and stop", group="data")
-    debug: bool = flag(False, "show the traceback of an error")
-    evaluate: str | None = flag(
-        None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
-        "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
-        group="evaluation")
-    density: float | None = flag(
-        None, "density of an authors' checkpoint with scores (default: the model zoo's)",
-        parse=parse_density, group="evaluation")
-
-
-DENSITIES = (1.0, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """Flags of the method."""
-
-    prune_method: str = flag("vpns", "pruning method", choices=METHODS)
-    prune_mode: str | None = flag(
-        None, "which stages see the prompt: search_finetuning, +vp where it does (default: the "
-        "method's)", choices=tuple(PRUNE_MODES))
-    density_list: tuple[float, ...] = flag(
-        DENSITIES, "densities (1 - sparsity), each a level; a leading 1 is skipped",
-        parse=parse_densities, identity=False)
-    min_layer_density: float = flag(
-        0.0, "the best weights of each layer that stay whatever their rank over all layers, as a "
-        "share of the layer; at most the lowest density", parse=number(float, 0, 1))
-    epochs: int = flag(
-        30, "epochs of every training phase: search, fine-tuning, dense", parse=number(int, 0))
-    label_mapping_mode: str = flag(
-        "flm", "how source classes become target classes: by frequency, anew each epoch, at "
-        "random; none gives the network a head of its own", choices=MAPPINGS)
-    preset: str = flag(
-        "none", "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from "
-        "the paper's runs for this network, dataset and method; typed flags win",
-        choices=("none", "paper"), identity=False)
-    init_mask: str | None = flag(
-        None, "file to take the mask from instead of searching: a model file of ours, or tensors "
-        "with weight_mask or popup_scores keys")
-    init_from: str | None = flag(
-        None, "file to take mask, weights, BatchNorm and prompt from; without a value, the file "
-        "of --init_mask", bare="")
-    post_prompt: str = flag(
-        "none", "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, "
-        "finetuned after", choices=("none", "zeroshot", "finetuned"))
-
-
 MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room for so many
-
-SGD, ADAM = OptimConfig(), OptimConfig(optimizer="adam", lr=1e-4)
 
 
 class Phases(NamedTuple):

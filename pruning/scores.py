@@ -26,8 +26,8 @@ _zero_where_magnitude_small = torch.ops.aten.hardshrink_backward.grad_input
 def learn_masks(search: Search) -> Masks:
     """Train scores on the views of the search, the prompt with them where it takes part.
 
-    Weights, biases and BatchNorm's affine parameters stay as they are; BatchNorm's running
-    statistics move, as in the authors' runs.
+    Dense weights, biases and BatchNorm's affine parameters are not trained: the network holds
+    dense * mask, and BatchNorm's running statistics move, as in the authors' runs.
     """
     learned = LearnedScores(search.model.network, search.density, search.floor)
     search.remap()
@@ -95,7 +95,7 @@ class LearnedScores:
     def gradients(self, half: int = 0) -> None:
         """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too.
 
-        It is the same in both half-steps.
+        It is the same in both half-steps; BiP's is not, hence `half`.
 
         The weights' gradients become the scores', in place. A score of exactly 0 counts as
         negative; as it starts at 0 only where w is 0, so does its gradient. The scores of a weight
@@ -110,7 +110,10 @@ class LearnedScores:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Renew the mask from |score| and write dense * mask into the network."""
+        """Write dense * mask into the network, the mask of the scores as they are now.
+
+        It keeps the N - int((1 - density) * N) highest |score| over all layers together.
+        """
         self.mask(self.dense, out=self._masked)
 
     def mask(self, values: Tensor, out: Tensor) -> None:
@@ -123,7 +126,7 @@ class LearnedScores:
             torch.where(self.keep(), values, values.new_zeros(()), out=out)
             return
         threshold, ties = self._threshold(self.flat_scores, self.density)
-        tied = values[ties]
+        tied = values[ties]  # of the scores at the threshold those that stay; `out` may be `values`
         _zero_where_magnitude_small(values, self.flat_scores, threshold, grad_input=out)
         out[ties] = tied
 

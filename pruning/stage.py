@@ -22,12 +22,12 @@ def nothing(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that step together, by an optimizer of their own (in the search Adam, 1e-4)."""
+    """Parameters that step together, by an optimizer of their own."""
 
     params: tuple[nn.Parameter, ...]
     optim: Optim
     name: str = ""  # of parameters that are not the model's, in states
-    only_half: int | None = None  # the only half-step in which they move; None is every one
+    only_half: int | None = None  # the only half-step of its optimizer; None is both
     memory: Tensor | None = None  # what they are views of: looked at and saved instead of them
 
     @property
@@ -38,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training phase. Parameters outside `groups` and `needs_grad` are frozen.
+    """One training phase: `groups` move, `needs_grad` has gradients alone, the rest is frozen.
 
     A half-step is one update on the batch of one view. Its hooks: `gradients(half)` comes after
     the backward pass and may turn gradients into others; `renew()` comes after the optimizers and

@@ -59,7 +59,7 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
     NumericError when a number is not finite, Interrupted when a stop was asked for.
     """
     training, test = Training(model, stage, data, log), None
-    with only_these_move(model, training.with_grad):
+    with gradients_only(model, training.with_grad):
         resume(training)
         try:
             while training.epoch < stage.epochs:
@@ -74,8 +74,8 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
 
 
 @contextmanager
-def only_these_move(model: nn.Module, with_grad: tuple[nn.Parameter, ...]) -> Iterator[None]:
-    """Freeze all other parameters within; put mode and requires_grad back, without gradients."""
+def gradients_only(model: nn.Module, with_grad: tuple[nn.Parameter, ...]) -> Iterator[None]:
+    """Within, these parameters alone have gradients; mode and requires_grad are put back after."""
     before, was_training = {p: p.requires_grad for p in model.parameters()}, model.training
     model.requires_grad_(False)
     for param in with_grad:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from program.flags import parse_densities
 from program.folder import changes, config_hash, nearest, resumed_folder, run_folder, set_aside
 from program.plan import plan
-from program.settings import NOT_IDENTITY, Config, complete, parse_densities, read_config
+from program.settings import NOT_IDENTITY, Config, complete, read_config
 from pruning import METHODS
 from utils.config import flags_of, flatten, number, parse_flags, replace_flags
 from utils.errors import UsageError, VPNsError
