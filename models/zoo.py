@@ -22,7 +22,7 @@ from utils.checkpoint import write_side_car
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
-from utils.torch_file import ZIP_START
+from utils.torch_pickle import ZIP_START
 
 TIMEOUT = 60  # seconds without a byte
 AGAIN = ": get it again"  # how the reader ends what it says of a damaged file

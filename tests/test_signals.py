@@ -160,9 +160,9 @@ def test_a_signal_while_a_file_is_read_is_no_damage_to_it(
     save_file(values, path) if name.endswith("safetensors") else torch.save(values, path)
     read = tensors._read
 
-    def interrupted(path):
+    def interrupted(*arguments):
         signal.raise_signal(signal.SIGUSR2)
-        return read(path)
+        return read(*arguments)
 
     monkeypatch.setattr(tensors, "_read", interrupted)
     with pytest.raises(Interrupted, match="SIGUSR2"):

@@ -13,7 +13,10 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import zipfile
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from torch import nn
 
 from runfolder.level import Level
 from runfolder.stage_log import StageLog
+from utils import torch_pickle
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
 from utils.tensors import read_tensors
@@ -257,21 +261,139 @@ def test_two_records_of_one_name_are_refused(tmp_path):
     assert "two records of the same name" in refusal(tmp_path / "w.pt")
 
 
-def test_tensor_that_is_not_dense_is_refused(tmp_path):
-    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
-    assert "a tensor of another kind (torch.sparse_coo, cpu)" in refusal(tmp_path / "w.pt")
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [
+        (torch.eye(3).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.empty(3, device="meta"), "_rebuild_meta_tensor_no_storage"),
+    ],
+)
+def test_tensor_that_is_no_plain_array_is_refused_by_name(tmp_path, tensor, name):
+    torch.save({"a": tensor}, tmp_path / "w.pt")
+    assert name in refusal(tmp_path / "w.pt")
 
 
-def test_tensor_without_data_is_refused(tmp_path):
-    torch.save({"a": torch.empty(3, device="meta")}, tmp_path / "w.pt")
-    assert "a tensor of another kind (torch.strided, meta)" in refusal(tmp_path / "w.pt")
+def endless():
+    value = [torch.ones(2)]
+    return [*value, value.append(value) or value]
 
 
-def test_list_that_holds_itself_is_read(tmp_path):
-    endless = [torch.ones(2)]
-    endless.append(endless)
-    torch.save({"a": endless}, tmp_path / "w.pt")
-    assert torch.equal(read_tensors(tmp_path / "w.pt")["a"][1][0], torch.ones(2))
+def doubled(times):
+    value = ["x"]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def tall(height):
+    value = []
+    for _ in range(height):
+        value = [value]
+    return value
+
+
+WITHOUT_END = {
+    "holds itself": (endless, "hold one another without end"),
+    "a list of lists of lists": (lambda: doubled(40), "hold one another without end"),
+    "deep": (lambda: tall(300), "hold one another without end"),
+    "a million numbers": (lambda: [0] * (torch_pickle.ITEMS + 1), "are too many"),
+    "long text": (lambda: "x" * (torch_pickle.TEXT + 1), "are too many"),
+    "huge number": (lambda: 10**400, "it holds a int"),
+    "key of a tuple": (lambda: {(1, 2): 3}, "it holds a tuple"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_END)
+def test_values_that_never_end_are_refused(tmp_path, case):
+    value, reason = WITHOUT_END[case]
+    torch.save({"state_dict": {}, "a": value()}, tmp_path / "w.pt")
+    assert reason in refusal(tmp_path / "w.pt")
+
+
+WORD = b"\x8c\x01x"  # the text x
+
+
+def hand_made(path, body):
+    """A file of torch.save that holds the pickle `body` and no tensor."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04" + body + b".")
+        archive.writestr("archive/version", "3\n")
+
+
+def hashed_for_ever():
+    """A key that is 60 times the pair of the one before."""
+    pairs = WORD + b"\x85"
+    for number in range(60):
+        pairs += b"q" + bytes([number]) + b"h" + bytes([number]) + b"\x86"
+    return b"}" + pairs + WORD + b"s"
+
+
+HOSTILE = {
+    "a key that takes 2^60 steps": hashed_for_ever,
+    "a memo of 2^31 entries": lambda: b"}r\xff\xff\xff\x7f",
+    "a text of 2^62 bytes": lambda: b"}\x8d" + (2**62).to_bytes(8, "little"),
+    "a number of 2^30 bytes": lambda: b"}\x8b" + (2**30).to_bytes(4, "little"),
+    "codecs": lambda: b"}\x8c\x07_codecs\x8c\x06encode\x93" + WORD + b"\x85R\x86b",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_small_hostile_pickle_takes_neither_memory_nor_time(tmp_path, case):
+    hand_made(tmp_path / "w.pt", HOSTILE[case]())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    refusal(tmp_path / "w.pt")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < torch_pickle.SECONDS + 3
+    assert (tmp_path / "w.pt").stat().st_size < 1000
+
+
+SHADOWS = {"values": 1, "keys": 2, "get": 3, "_metadata": {}}
+
+
+def test_attributes_of_a_dict_are_left_out(tmp_path):
+    state = OrderedDict(a=torch.ones(2))
+    state.__dict__.update(SHADOWS)
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    read = read_tensors(tmp_path / "w.pt")["state_dict"]
+    assert list(read.items()) == [("a", read["a"])]
+
+
+def test_the_process_that_looks_has_no_rights(tmp_path):
+    attempts = (
+        "import os, socket, sys; sys.path.append(sys.argv[1])\n"
+        "from utils.torch_pickle import give_up_rights\n"
+        "give_up_rights(0)\n"
+        "acts = [lambda: open('/dev/null'), lambda: open('x', 'w'), lambda: socket.socket(),\n"
+        "        lambda: os.pipe(), lambda: bytearray(2**30)]\n"
+        "for act in acts:\n"
+        "    try: act()\n"
+        "    except (OSError, MemoryError): continue\n"
+        "    os._exit(9)\n"
+    )
+    command = [sys.executable, "-c", attempts, str(Path(__file__).parent.parent)]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+
+
+def test_tensors_of_every_kind_come_back_as_torch_would_read_them(tmp_path):
+    kinds = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8",
+             "uint8", "bool", "complex64", "complex128")  # fmt: skip
+    values = {kind: torch.arange(24).view(2, 3, 4).to(getattr(torch, kind)) for kind in kinds}
+    whole = values["float32"]
+    values |= {"turned": whole.permute(2, 0, 1), "part": whole[1, 1:], "empty": torch.empty(0, 3),
+               "scalar": torch.tensor(3), "parameter": nn.Parameter(whole)}  # fmt: skip
+    content = {"tensors": values, 3: (None, True, 2.5, "ä\ud800"), "set": {1}, "list": [[]]}
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+        read = read_tensors(tmp_path / "w.pt")
+        theirs = torch.load(tmp_path / "w.pt", weights_only=True)
+        tensors = read.pop("tensors")
+        assert theirs.pop("tensors").keys() == tensors.keys() and read == theirs
+        for name, tensor in tensors.items():
+            assert tensor.dtype == values[name].dtype and torch.equal(tensor, values[name])
+        assert tensors["part"].untyped_storage().data_ptr() == (
+            tensors["turned"].untyped_storage().data_ptr()
+        )
 
 
 # Cut files

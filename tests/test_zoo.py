@@ -165,9 +165,9 @@ INSTEAD = {
     "half a zip": (DATA[: len(DATA) // 2], CUT),
     "zip without its last byte": (DATA[:-1], CUT),
     "zip with a wrong byte": (
-        DATA.replace(b"\0\0\x80?", b"\0\0\x81?"), "what came is damaged: checksum mismatch"
+        DATA.replace(b"\0\0\x80?", b"\0\0\x81?"), "what came is damaged .checksum mismatch"
     ),
-    "half a legacy file": (LEGACY[: len(LEGACY) // 2], "what came is damaged .unexpected EOF"),
+    "half a legacy file": (LEGACY[: len(LEGACY) // 2], "what came is damaged .cut off"),
     "beginning of a legacy file": (LEGACY[:9], "what came is damaged"),
     "noise": (bytes(range(1, 256)) * 40, "what came is damaged"),
 }  # fmt: skip

@@ -1,21 +1,18 @@
 """Reading files of tensors that somebody else may have written: nothing in them is ever run."""
 
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Size, Tensor, dtype
 
 from utils.errors import VPNsError
 from utils.files import is_amount, leads_outside, sha256_file, side_car
 from utils.signals import signals_later
-from utils.torch_file import inspect, refusal
+from utils.torch_file import read_torch
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -36,49 +33,26 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
         with signals_later():
-            known = _check_side_car(path) or known
-            content, worth = _read(path)
+            compared = _check_side_car(path)
+            content, worth = _read(path, compared)
     except OSError as error:
         raise VPNsError(f"{path} cannot be read ({error.strerror or first_line(error)})") from error
     if not isinstance(content, dict):
         raise VPNsError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    _check_tensors(path, content)
-    if not known:
+    if not (compared or known):
         print(f"note: {path} has no {path.name}.sha256 beside it: {worth}")
     return content
 
 
-def _read(path: Path) -> tuple[Any, str]:
-    """The content of a file, and the worth of the checksums inside it."""
+def _read(path: Path, compared: bool) -> tuple[Any, str]:
+    """The content of a file, and the worth of the checksums inside it, which are compared unless
+    the whole file was (`compared`)."""
     blind = "has no checksum, so a changed bit would not be noticed"
     if path.suffix == ".safetensors":
         return _read_safetensors(path), f"safetensors {blind}"
-    if inspect(path):
-        return _read_torch(path), "only the CRC-32 sums inside it were compared"
-    return _read_torch(path), f"the old format of torch.save {blind}"
-
-
-def _check_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Refuse tensors that are no plain numbers in memory or larger than the file they are from.
-
-    Containers may hold themselves, hence no recursion.
-    """
-    size, left, seen = path.stat().st_size, [content], set()
-    while left:
-        value = left.pop()
-        if isinstance(value, Tensor) and (problem := _problem(value, size)):
-            raise VPNsError(f"{path} is refused: it {problem}")
-        if isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            left.extend(value.values() if isinstance(value, dict) else value)
-
-
-def _problem(tensor: Tensor, size: int) -> str | None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return f"holds a tensor of another kind ({tensor.layout}, {tensor.device})"
-    if tensor.numel() * tensor.element_size() > size:
-        return f"declares a tensor of shape {tuple(tensor.shape)} in {size:,} bytes"
-    return None
+    content, has_sums = read_torch(path, sums=not compared)
+    inside = "only the CRC-32 sums inside it were compared"
+    return content, inside if has_sums else f"the old format of torch.save {blind}"
 
 
 @contextmanager
@@ -100,7 +74,7 @@ def require_like(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
     For within `understood`.
     """
 
-    def form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    def form(tensor: Tensor) -> tuple[Size, dtype]:
         return tensor.shape, tensor.dtype
 
     wrong = [n for n in expected if n not in tensors or form(tensors[n]) != form(expected[n])]
@@ -144,21 +118,4 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
         return load_file(path)
     except SafetensorError as error:
-        raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error
-
-
-def _read_torch(path: Path) -> Any:
-    """Read with torch's reasons but without its advice, which is to load the file unsafely."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols, with advice for torch developers
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        refused = re.search(r"GLOBAL (\S+\w)", str(error))
-        if refused:
-            raise refusal(path, refused[1]) from error
-        if "weights_only" in str(error):
-            raise VPNsError(f"{path} is not a whole file of torch.save: get it again") from error
         raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error
