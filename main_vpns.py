@@ -115,7 +115,7 @@ def search_masks(
     before, test_counts = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
     remap = partial(mapping.remap, model)
-    # Scores and prompt move by Adam at 1e-4 unless flags differ; a prompted view, then a clean one.
+    # A prompted view, then a clean one; scores and prompt move by Adam, 1e-4, decaying by a cosine.
     search = Search(
         model, data, level.density, config.method.epochs, config.views.search,
         weight_optim=config.optim("weight"), score_optim=config.optim("score"),

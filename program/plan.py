@@ -10,7 +10,8 @@ from models.backbones import backbone
 from models.fit import Build, require_fit, require_rest
 from program.settings import Config, preset_values
 from pruning import METHODS
-from pruning.masks import prunable, require_room
+from pruning.masks import prunable
+from pruning.selection import require_room
 from utils.config import flatten
 from utils.counts import count_at
 

@@ -1,13 +1,11 @@
 """Masks beside an ordinary network: which weights can be pruned, which are kept, and how many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from pruning.selection import require_finite, select_top
-from utils.counts import count_at
-from utils.errors import UsageError
+from pruning.selection import lift_best, require_finite, require_room, select_top
 
 # ATen's kernel for the gradient of a threshold: one pass, where a product would leave -0.0 and NaN.
 _zero_where_small = torch.ops.aten.threshold_backward.grad_input
@@ -67,31 +65,6 @@ def in_shapes(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = flat.split([tensor.numel() for tensor in like.values()])
     pairs = zip(like.items(), parts, strict=True)
     return {name: part.view(tensor.shape) for (name, tensor), part in pairs}
-
-
-def require_room(sizes: Sequence[int], density: float, floor: float) -> None:
-    """Raises UsageError when floors under layers of these sizes exceed what `density` keeps."""
-    kept = count_at(density, sum(sizes))
-    held = sum(count_at(floor, size) for size in sizes)
-    if held > kept:
-        raise UsageError(
-            f"--min_layer_density {floor:g} holds {held:,} weights where density {density:g} keeps "
-            f"{kept:,}: choose a lower one"
-        )
-
-
-def lift_best(values: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
-    """Raise the best share `floor` of each layer above all others, in place; returns `values`.
-
-    `values` (N,) holds layers of `sizes`, below the largest number of its type. With a floor,
-    NumericError is raised as in `select_top`.
-    """
-    if floor > 0:
-        highest = values.max()
-        above = (highest + highest.abs() + 1).clamp(max=torch.finfo(values.dtype).max)
-        for layer in values.split(list(sizes)):
-            layer.masked_fill_(select_top(layer, floor), above)
-    return values
 
 
 def all_kept(network: nn.Module) -> Masks:

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, in_shapes, lift_best, prunable
+from pruning.masks import Masks, in_shapes, prunable
 from pruning.method import Search
-from pruning.selection import TrackedThreshold, require_finite, select_top
+from pruning.selection import TrackedThreshold, lift_best, require_finite, select_top
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
 from utils.optim import Optim
@@ -26,6 +26,7 @@ _zero_where_magnitude_small = torch.ops.aten.hardshrink_backward.grad_input
 def learn_masks(search: Search) -> Masks:
     """Train scores on the views of the search, the prompt with them where it takes part.
 
+    The scores are one group with an optimizer, the prompt another if any view is prompted.
     Dense weights, biases and BatchNorm's affine parameters are not trained: the network holds
     dense * mask, and BatchNorm's running statistics move, as in the authors' runs.
     """
@@ -95,11 +96,10 @@ class LearnedScores:
     def gradients(self, half: int = 0) -> None:
         """Straight through the mask: dL/dscore = dL/dw_eff * w * sign(score), pruned ones too.
 
-        It is the same in both half-steps; BiP's is not, hence `half`.
-
-        The weights' gradients become the scores', in place. A score of exactly 0 counts as
-        negative; as it starts at 0 only where w is 0, so does its gradient. The scores of a weight
-        that takes no part in the forward pass get no gradient and stay.
+        It is the same in both half-steps; BiP's is not, hence `half`. The weights' gradients become
+        the scores', in place. A score of exactly 0 counts as negative, which changes nothing: it
+        starts at 0 only where w is 0, and there dL/dscore is 0. The scores of a weight that takes
+        no part in the forward pass get no gradient and stay.
         """
         for name, weight in self.weights.items():
             if weight.grad is None:

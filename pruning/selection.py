@@ -6,15 +6,15 @@ beside the network's own arithmetic.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.counts import pruned_count
-from utils.errors import NumericError
+from utils.counts import count_at, pruned_count
+from utils.errors import NumericError, UsageError
 
 SAMPLE = 1 << 17  # values that are looked at to guess where the k-th smallest lies
 DEVIATIONS = 3  # of the sample's rank, to either side of the guess
@@ -160,3 +160,28 @@ def _select_on_device(values: Tensor, pruned: int) -> Tensor:
     ties = values == threshold
     missing = values.numel() - pruned - keep.sum()
     return keep | (ties & (ties.cumsum(0) <= missing))
+
+
+def require_room(sizes: Sequence[int], density: float, floor: float) -> None:
+    """Raises UsageError when floors under layers of these sizes exceed what `density` keeps."""
+    kept = count_at(density, sum(sizes))
+    held = sum(count_at(floor, size) for size in sizes)
+    if held > kept:
+        raise UsageError(
+            f"--min_layer_density {floor:g} holds {held:,} weights where density {density:g} keeps "
+            f"{kept:,}: choose a lower one"
+        )
+
+
+def lift_best(values: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
+    """Raise the best share `floor` of each layer above all others, in place; returns `values`.
+
+    `values` (N,) holds layers of `sizes`, below the largest number of its type. With a floor,
+    NumericError is raised as in `select_top`.
+    """
+    if floor > 0:
+        highest = values.max()
+        above = (highest + highest.abs() + 1).clamp(max=torch.finfo(values.dtype).max)
+        for layer in values.split(list(sizes)):
+            layer.masked_fill_(select_top(layer, floor), above)
+    return values

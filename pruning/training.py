@@ -127,7 +127,7 @@ def run_steps(training: Training) -> None:
     for step in log.steps(range(training.step, length), title):
         batch = {view: next(stream) for view, stream in streams.items()}
         for half, view in enumerate(stage.views):
-            reseed(training.device, *key, step, half)
+            reseed(training.device, *key, step, half)  # what the model draws, such as dropout
             half_step(training, half, view, *batch[view])
         training.step = step + 1
         log.answer_stop()
