@@ -41,7 +41,7 @@ from runfolder.level import Level
 from runfolder.run import COLUMNS, Run
 from utils.config import flatten
 from utils.device import choose_device
-from utils.errors import Interrupted
+from utils.errors import Interrupted, note
 from utils.memory import keep_freed_memory
 
 
@@ -67,7 +67,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
                     rows[number] = make_level(config, level, data, mapping, device)
                     record(opened)
         elif opened.was_done:
-            print("note: this run is done; --resume none makes it anew")
+            note("this run is done; --resume none makes it anew")
         else:
             record(opened)
     return {
@@ -84,8 +84,8 @@ def read_data(config: Config, run: Run, device: torch.device) -> Data:
     run.surroundings.require_data(data.fingerprint)
     check_floor(config, data)
     check_fit(config, data)
-    for note in data.notes:
-        run.say(f"note: {note}")
+    for line in data.notes:
+        run.say(f"note: {line}")
     return data
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.picture import refusal, size_of
+from utils.errors import printable
 from utils.seed import generator
 
 SIZED, READ = 20_000, 256  # files of a set of which the size, and the content, is looked at
@@ -96,11 +97,6 @@ def _size(path: Path) -> bytes:
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(READ_BYTES)
-
-
-def printable(text: str) -> str:
-    """A name for a message, also when it is no UTF-8 on the disk."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 Images = ArrayImages | FileImages

@@ -9,13 +9,13 @@ import torch
 
 from data.cache import Resized, room
 from data.faults import readable
-from data.images import Part, Splits, printable
+from data.images import Part, Splits
 from data.opening import PARTS, open_splits, require_images
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look, View
 from utils.config import flag, number
-from utils.errors import UsageError
+from utils.errors import UsageError, printable
 
 NAMED = 3  # images or classes that a message names; the rest it counts
 

@@ -13,14 +13,14 @@ import torch
 from data.cache import room
 from data.decoding import BATCH
 from data.faults import Faults, readable
-from data.images import FileImages, Images, Part, Splits, printable
+from data.images import FileImages, Images, Part, Splits
 from data.load import make_views, shortened
 from data.opening import locate, open_splits, present, require_images
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look
 from program.settings import Config
-from utils.errors import DataError
+from utils.errors import DataError, printable
 
 CPU = torch.device("cpu")
 BUDGET = 5.0  # seconds of decoding, from which a longer epoch is extrapolated
@@ -47,7 +47,7 @@ def check_data(config: Config) -> None:
         "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
         "epoch": epoch, "trainable": problem is None,
     }  # fmt: skip
-    print("\n".join(lines(report)))
+    print("\n".join(map(printable, lines(report))))
     print("RESULT " + json.dumps(report))
     if problem:
         raise problem

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import Interrupted, VPNsError
+from utils.errors import Interrupted, VPNsError, printable
 from utils.files import NO_ROOM, write_problem
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, VPNsError | Interrupted):
         return text
     if isinstance(error, OSError):

@@ -13,16 +13,17 @@ from program.flags import DENSITIES
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
-from runfolder.run import lock
+from runfolder.own import lock, open_to_all, refuse_links
 from runfolder.shared import Shared
 from runfolder.stage_log import require_progress
 from runfolder.states import States
 from utils.config import flatten, not_one_of, replace_flags
-from utils.errors import UsageError, VPNsError
+from utils.errors import UsageError, VPNsError, note
 from utils.files import read_object, sha256_file
 from utils.tensors import SUFFIXES, read_tensors, understood
 
 Flags = Mapping[str, Any]
+NO_PATH = ("auto", "none")  # of --resume
 
 
 def run_folder(config: Config) -> Path:
@@ -31,7 +32,7 @@ def run_folder(config: Config) -> Path:
     The hash is of the flags that change numbers and differ from their defaults.
     """
     flags, defaults = flatten(config), default_flags(config)
-    if config.run.resume not in ("auto", "none"):
+    if config.run.resume not in NO_PATH:
         return resumed_folder(config.run.resume, flags, defaults)
     chosen = {n: v for n, v in flags.items() if n not in NOT_IDENTITY and v != defaults[n]}
     if METHODS[config.method.prune_method].chained:
@@ -75,16 +76,24 @@ def _plain(value: Any) -> Any:
 
 
 def announce(config: Config, folder: Path) -> None:
-    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
+    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest.
+
+    Raises VPNsError for a folder that leads elsewhere, before anything is written.
+    """
+    base = Path(config.run.save_dir) if config.run.resume in NO_PATH else folder.parent
+    refuse_links(folder, base)
+    if place := open_to_all(folder, base):
+        note(f"everybody may write to {place}, and what is put there passes for results: "
+             "chmod o-w would keep it yours")
     only = METHODS[config.method.prune_method].only_density
     asked = [f"{density:g}" for density in config.method.density_list if density != only]
     if only is not None and asked and config.method.density_list != DENSITIES:
         ignored = ", ".join(asked)
-        print(f"note: {config.method.prune_method} makes density 1 only; ignored: {ignored}")
+        note(f"{config.method.prune_method} makes density 1 only; ignored: {ignored}")
     if config.run.resume == "none" and (aside := set_aside(folder)):
-        print(f"note: the earlier run is now {aside}")
+        note(f"the earlier run is now {aside}")
     if not folder.exists() and (line := nearest(folder, flatten(config), default_flags(config))):
-        print(f"note: {line}")
+        note(line)
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -130,7 +139,7 @@ def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
                 listed = ", ".join(changed)
                 raise UsageError(f"{folder} ran with other hyper-parameters: {listed}")
             return folder
-    near = not_one_of(path, ("auto", "none"), " or the path of a run folder")
+    near = not_one_of(path, NO_PATH, " or the path of a run folder")
     raise UsageError(f"--resume {path}: no run folder there (no config.json); {near}")
 
 
@@ -139,7 +148,7 @@ def check_resumed(resume: str, folder: Path) -> None:
 
     Raises VPNsError for a damaged state, UsageError for one that the run would not go on from.
     """
-    if resume in ("auto", "none"):
+    if resume in NO_PATH:
         return
     path = Path(resume)
     newest = [state for level in folder.glob("d*") if (state := States(level).newest_path())]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
 from utils.config import Parser
-from utils.errors import Interrupted, UsageError, VPNsError
+from utils.errors import Interrupted, UsageError, VPNsError, printable
 from utils.signals import Stop
 
 
@@ -81,6 +81,6 @@ def main(argv: Sequence[str]) -> int:
         print(run(argv))
         stop.ignore()
     except (VPNsError, Interrupted) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return error.exit_code
     return 0

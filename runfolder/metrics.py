@@ -1,24 +1,14 @@
 """The curves of a run: a line an epoch in metrics.jsonl, and TensorBoard's files."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.errors import VPNsError
-from utils.files import atomic_write, parse_object, write_problem
-
-
-@contextmanager
-def guarded(path: Path) -> Iterator[None]:
-    """Raises VPNsError that names `path` when the disk refuses a write in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise VPNsError(write_problem(path, error)) from error
+from runfolder.own import guarded, open_own
+from utils.files import atomic_write, parse_object
 
 
 class Metrics:
@@ -45,7 +35,7 @@ class Metrics:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and its numbers to TensorBoard."""
-        with guarded(self._path), open(self._path, "a", encoding="utf-8") as file:
+        with guarded(self._path), open_own(self._path) as file:
             file.write(json.dumps(row) + "\n")
         self._step += 1
         tag = f"d{row['density']:g}/{row['stage']}"

@@ -1,21 +1,19 @@
 """The run folder: what ran, how it went, and its results (DESIGN: contracts)."""
 
-import fcntl
-import os
-import platform
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from runfolder.metrics import Metrics, guarded
+from runfolder.metrics import Metrics
+from runfolder.own import guarded, lock, open_own
 from runfolder.surroundings import Surroundings
 from utils.checkpoint import read_meta
-from utils.errors import Interrupted, VPNsError
+from utils.errors import Interrupted, VPNsError, printable
 from utils.files import atomic_write, is_amount, read_object, write_json
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
@@ -34,7 +32,7 @@ class Run:
         with guarded(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
-            self._log = open_log(folder / "log.txt")
+            self._log = open_own(folder / "log.txt")
         for stray in folder.rglob(".*.tmp"):
             stray.unlink(missing_ok=True)
         self.metrics, self.surroundings = Metrics(folder), Surroundings(folder, self.say)
@@ -63,11 +61,12 @@ class Run:
                 self.stop.ignore()
                 state = "interrupted"
             with suppress(VPNsError):
-                self.state(state, " ".join(str(error).split()) or kind.__name__)
+                self.state(state, printable(" ".join(str(error).split())) or kind.__name__)
         self.close()
 
     def say(self, line: str) -> None:
         """One line to the console, above a progress bar if there is one, and to log.txt."""
+        line = printable(line)
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -104,28 +103,3 @@ def read_row(path: Path) -> dict[str, Any]:
         if not 0 < row["density"] <= 1:
             raise ValueError(f"density {row['density']}")
     return row
-
-
-def open_log(path: Path) -> IO[str]:
-    """A text file to append to. Raises VPNsError for a pipe, which would wait for a reader."""
-    if path.is_fifo():
-        raise VPNsError(f"{path} is a pipe: remove it")
-    return open(path, "a+", encoding="utf-8", errors="replace")
-
-
-def lock(path: Path) -> IO[str]:
-    """Hold `path` for this process; the lock goes with the process, however it ends.
-
-    Raises VPNsError that names the holder.
-    """
-    file = open_log(path)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise VPNsError(f"{path.parent} is in use by {holder}: wait for it or stop it") from error
-    file.truncate(0)
-    print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
-    return file

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runfolder.own import refuse_links
 from runfolder.stage_log import StageLog
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
@@ -41,6 +42,7 @@ class Shared:
         `inputs` holds every tensor that the result depends on; `like` has the names, shapes and
         types of the result. A file that is damaged or holds something else is made again.
         """
+        refuse_links(self._folder, self._folder.parent)
         path = self._folder / f"{name}-{self._digest(name, inputs)}.safetensors"
         try:
             tensors, meta = load_model(path)

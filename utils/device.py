@@ -5,7 +5,7 @@ import re
 import torch
 
 from utils.config import not_one_of
-from utils.errors import UsageError, VPNsError
+from utils.errors import UsageError, VPNsError, note
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -45,9 +45,9 @@ def _with_gpu(name: str, gpu: int) -> str:
     if name.startswith("cuda:"):
         raise UsageError(f"--device {name} and --gpu {gpu} name different GPUs: give one of them")
     if name != "auto":
-        print(f"note: --gpu {gpu} has no meaning with --device {name}")
+        note(f"--gpu {gpu} has no meaning with --device {name}")
         return name
     if torch.cuda.is_available():
         return f"cuda:{gpu}"
-    print(f"note: --gpu {gpu}: no GPU here, running on the CPU")
+    note(f"--gpu {gpu}: no GPU here, running on the CPU")
     return "cpu"

@@ -1,4 +1,20 @@
-"""What can go wrong for a user, and the exit code that a script sees (DESIGN: exit codes)."""
+"""What can go wrong for a user, as one line, and the exit code that a script sees (DESIGN)."""
+
+MOST = 2000  # characters of a line
+
+
+def printable(text: object, most: int = MOST) -> str:
+    """A text as one line for a terminal: what moves a cursor or breaks the line is escaped.
+
+    It may come from a file or a folder of a stranger; what is longer than `most` is cut.
+    """
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def note(line: str) -> None:
+    """Tell the user something that stops nothing."""
+    print(f"note: {printable(line)}")
 
 
 class VPNsError(Exception):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,12 +55,12 @@ def write_streamed(
 
     `before(digest)` is called with the SHA-256 when everything is on the disk, before the file gets
     its name. `folder`, on the same disk, is where a part would stay if the process were killed; by
-    default that of `path`. Raises VPNsError when the folder cannot be written or the disk is full;
-    the old file stays.
+    default that of `path`. Nobody can foresee its name and put a link there. Raises VPNsError when
+    the folder cannot be written or the disk is full; the old file stays.
     """
-    aside = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    aside = (folder or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
-        with open(aside, "wb") as raw:
+        with open(aside, "xb") as raw:
             file = HashedFile(raw)
             try:
                 write(file)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Size, Tensor, dtype
 
-from utils.errors import VPNsError
+from utils.errors import VPNsError, note
 from utils.files import is_amount, leads_outside, sha256_file, side_car
 from utils.signals import signals_later
 from utils.torch_file import read_torch
@@ -40,7 +40,7 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise VPNsError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     if not (compared or known):
-        print(f"note: {path} has no {path.name}.sha256 beside it: {worth}")
+        note(f"{path} has no {path.name}.sha256 beside it: {worth}")
     return content
 
 

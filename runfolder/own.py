@@ -1,0 +1,82 @@
+"""What a run folder holds is its own: no link is followed out of it, no pipe waited for."""
+
+import fcntl
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from utils.errors import VPNsError, printable
+from utils.files import write_problem
+
+HOLDER = 200  # bytes of a lock that are read: `process 7 on host`
+_ADD = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Raises VPNsError that names `path` when the disk refuses a write in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise VPNsError(write_problem(path, error)) from error
+
+
+def refuse_links(folder: Path, base: Path) -> None:
+    """Raises VPNsError for a link in `folder`, at its place, or between it and `base`.
+
+    Files would be written, replaced or removed where it leads. `base`, which the user has named,
+    may be a link itself.
+    """
+    places = [place for place in (folder, *folder.parents) if base in place.parents]
+    for inside, folders, files in os.walk(folder):
+        places += [Path(inside, name) for name in (*folders, *files)]
+    for place in places:
+        if place.is_symlink():
+            raise VPNsError(f"{place} is a link, which no result is written through: put what it "
+                            "leads to in its place, or remove it")
+
+
+def open_to_all(folder: Path, base: Path) -> Path | None:
+    """The first of `base` and what lies between it and `folder` that everybody may write to."""
+    places = [place for place in (*reversed(folder.parents), folder) if place.is_dir()]
+    places = [place for place in places if place == base or base in place.parents]
+    return next((place for place in places if place.stat().st_mode & stat.S_IWOTH), None)
+
+
+def open_own(path: Path) -> IO[str]:
+    """A text file to append to, which is made if it is missing.
+
+    Raises VPNsError for a link, a file with a second name elsewhere, and a pipe, which would wait
+    for a reader; OSError when it cannot be written.
+    """
+    if path.is_symlink():
+        raise VPNsError(f"{path} is a link, which no result is written through: remove it")
+    handle = os.open(path, _ADD, 0o666)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        kind = "pipe" if stat.S_ISFIFO(status.st_mode) else "hard link or no file"
+        raise VPNsError(f"{path} is a {kind}: remove it")
+    return os.fdopen(handle, "a+", encoding="utf-8", errors="replace")
+
+
+def lock(path: Path) -> IO[str]:
+    """Hold `path` for this process; the lock goes with the process, however it ends.
+
+    Raises VPNsError that names the holder.
+    """
+    file = open_own(path)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = printable(file.read(HOLDER).strip()) or "another process"
+        file.close()
+        raise VPNsError(f"{path.parent} is in use by {holder}: wait for it or stop it") from error
+    file.truncate(0)
+    print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+    return file
