@@ -29,7 +29,7 @@ from program.folder import announce, check_resumed, run_folder, shared
 from program.given import check_given, given_masks
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, plan
-from program.record import exported, percent, read_level, read_search, record, save_level
+from program.record import check_row, exported, percent, read_level, read_search, record, save_level
 from program.settings import Config, read_config
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -58,7 +58,8 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         levels = [Level(opened, density) for density in config.levels]
         for before, level in pairwise(levels):
             level.previous = before
-        rows = [level.result() for level in levels]
+        rows = [level.result(partial(check_row, config, level.density)) for level in levels]
+        read = [level.density for level, row in zip(levels, rows, strict=True) if row]
         if None in rows:
             data = read_data(config, opened, device)
             mapping = LabelMapping(config, data)
@@ -73,7 +74,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     return {
         "run": str(folder), "network": config.network.network, "dataset": config.data.dataset,
         "method": config.method.prune_method, "seed": config.run.seed,
-        "rows": [{column: row[column] for column in COLUMNS} for row in rows],
+        "rows": [{column: row[column] for column in COLUMNS} for row in rows], "read": read,
     }  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         result = evaluate_checkpoint(config, typed) if config.run.evaluate else run(config, stop)
         stop.ignore()
-        print("RESULT " + json.dumps(result))
+        print("RESULT " + json.dumps(result, allow_nan=False))
         return 0
     except (Exception, Interrupted) as raised:
         error = stop.meant(raised)

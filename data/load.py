@@ -29,7 +29,7 @@ class DataConfig:
         None, "folder D of the data: looked for in D/<dataset>, then in D "
         "(default: dataset, then datasets)", parse=str, identity=False)
     input_size: int | None = flag(
-        None, "side of the images in pixels (default: the network's)", parse=number(int, 1))
+        None, "side of the images in pixels (default: the network's)", parse=number(int, 1, 4096))
     batch_size: int | None = flag(
         None, "images a batch (default: the dataset's)", parse=number(int, 1))
     workers: int = flag(

@@ -49,7 +49,11 @@ def masks_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str
         raise ValueError("its masks are no list of parameter names")
     masks = {name: tensors[name] != 0 for name in names}
     for name, indices in zeros.items():
-        masks[name].view(-1)[indices] = True
+        kept = masks[name].view(-1)
+        places = all(type(i) is int and 0 <= i < len(kept) for i in indices)
+        if not places or kept[indices].any():
+            raise ValueError(f"its kept zeros are no places of zeros in {name}")
+        kept[indices] = True
     return masks
 
 

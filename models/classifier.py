@@ -56,6 +56,8 @@ class PromptedClassifier(nn.Module):
             raise ValueError(f"a label map of {mapping.dtype} {tuple(mapping.shape)}")
         if mapping.min() < 0 or mapping.max() >= self.sources:
             raise ValueError(f"a label map outside 0..{self.sources - 1}")
+        if len(mapping.unique()) < len(mapping):
+            raise ValueError("a label map that gives one source class to several classes")
 
     @contextmanager
     def plain(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from torchvision.models import get_weight
 
 from utils.errors import VPNsError
 from utils.files import sha256_file
-from utils.tensors import first_line, read_tensors
+from utils.tensors import SUFFIXES, first_line, read_tensors
 
 FEW = 3  # how many keys an error names
 
@@ -59,14 +59,24 @@ def few(words: list[str]) -> str:
     return ", ".join(words[:FEW]) + rest
 
 
+def hub_file(entry: str) -> tuple[str, Path]:
+    """The URL of torchvision's weights, and their place in torch.hub's folder."""
+    url = get_weight(entry).url
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def is_here(source: str) -> bool:
+    """Whether the weights that a network's row names need no download."""
+    return source.endswith(SUFFIXES) or hub_file(source)[1].exists()
+
+
 def hub_state(entry: str) -> dict[str, Tensor]:
     """Torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1, from torch.hub's folder.
 
     Fetches them if they are not there. Raises VPNsError when they cannot be had, with the place to
     put them by hand, or when the start of their SHA-256 is not the one in their name.
     """
-    url, folder = get_weight(entry).url, Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
+    url, path = hub_file(entry)
     start = re.search(r"-([0-9a-f]{8,})$", path.stem)
     if path.exists():
         if start and not sha256_file(path).startswith(start[1]):
@@ -83,4 +93,4 @@ def hub_state(entry: str) -> dict[str, Tensor]:
             )
     except (OSError, RuntimeError, HTTPException) as error:
         what = f"cannot download {path.name} ({first_line(error)})"
-        raise VPNsError(f"{what}: get {url} yourself and put it in {folder}") from error
+        raise VPNsError(f"{what}: get {url} yourself and put it in {path.parent}") from error

@@ -11,12 +11,13 @@ from torch import Tensor
 from data import load_data
 from models import PromptedClassifier
 from models.artifact import masks_of, restore
-from models.backbones import NETWORKS, backbone
+from models.backbones import NETWORKS, backbone, weights_file
 from models.foreign import ForeignPrompt, read_authors
+from models.pretrained import few, is_here
 from models.zoo import ZOO, fetch
 from program.model import classifier
 from program.record import percent
-from program.settings import Config, complete, model_flags
+from program.settings import Config, complete
 from prompts import Sizes, build_prompt
 from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
 from pruning.measure import evaluate
@@ -25,8 +26,16 @@ from utils.config import check_flags, flatten, replace_flags
 from utils.counts import count_at
 from utils.device import choose_device
 from utils.errors import UsageError
-from utils.tensors import read_tensors, understood
+from utils.tensors import read_tensors, require_amounts, understood
 
+# What a file may say of itself: how its network is built and shown images. Where data lie, what is
+# fetched, how many images or threads at a time: flags and the program's own bounds decide.
+SAYS = frozenset((
+    "network", "dataset", "weights", "seed", "label_mapping_mode", "min_layer_density",
+    "prompt_method", "prune_mode", "prune_method", "input_size", "output_size", "pad_size",
+    "mask_size", "amp", "channels_last", "tf32",
+))  # fmt: skip
+PIXELS = 2**24  # of canvas at a time, whatever canvas a file asks for
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
 
 
@@ -46,7 +55,8 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     """Clean and prompted accuracy, real sparsity and number of images of a checkpoint.
 
     Flags that were typed win over those in the file. Raises VPNsError for a file that cannot be
-    had, read or understood, DataError for missing data.
+    had, read or understood, DataError for missing data, which are fetched only when --dataset or
+    the zoo's row names them.
     """
     device, source = choose_device(config.run.device, config.run.gpu), config.run.evaluate
     path = fetch(source)
@@ -54,9 +64,12 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
     checkpoint = read_checkpoint(path, known | chosen)
-    # Unless typed, no compilation: one look at the test images does not repay it.
-    flags = {**checkpoint.flags, "compile": False, **known, **chosen, **WHOLE}
+    fetched = {"download": "dataset" in known | chosen}
+    flags = {**checkpoint.flags, **fetched, **known, **chosen, **WHOLE}
     config = complete(replace_flags(Config(), flags))
+    if "batch_size" not in chosen:
+        most = max(1, PIXELS // config.prompt.output_size**2)
+        config = replace_flags(config, {"batch_size": min(config.data.batch_size, most)})
     config.precision.begin(device)
     model = checkpoint.model.to(device)
     model.use(config.precision)
@@ -83,11 +96,14 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
         if path.suffix == ".safetensors":
             checkpoint = _read_model(tensors, read_meta(path))
         elif {"stage", "tensors", "config"} <= tensors.keys():
-            checkpoint = _read_state(tensors)
+            checkpoint = _read_state(path, tensors, flags)
         else:
             checkpoint = _read_authors(path, tensors, flags)
         backbone(checkpoint.flags["network"])
         checkpoint.model.check_map()
+        mapped = checkpoint.model.label_map is not None
+        if mapped != (checkpoint.flags.get("label_mapping_mode", "flm") != "none"):
+            raise ValueError("its label map and its --label_mapping_mode disagree")
     _check_typed(path, checkpoint, flags)
     return checkpoint
 
@@ -115,25 +131,40 @@ def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Check
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
     model = classifier(meta["network"], "none", head, prompt)
     restore(model, tensors, meta)
-    claimed = meta.get("result", {}).get("clean")
-    flags = _known_flags(model_flags(meta["config"]))
+    result, flags = meta.get("result", {}), _known_flags(meta["config"])
+    claimed = result.get("clean")
+    if claimed is not None:
+        require_amounts(result, "clean", most=100)
+    if complete(replace_flags(Config(), flags)).sizes != sizes:
+        raise ValueError("its sizes are not those of its flags")
     return Checkpoint(model, masks_of(tensors, meta), flags, claimed)
 
 
-def _read_state(state: Mapping[str, Any]) -> Checkpoint:
+def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) -> Checkpoint:
     """A training state: the named tensors over the source weights, masked by the scores if any."""
     flags = _known_flags(state["config"])
-    config, values = replace_flags(Config(), flags), dict(state["tensors"])
+    flags |= {name: typed[name] for name in ("weights",) if name in typed}
+    config, values = complete(replace_flags(Config(), flags)), dict(state["tensors"])
     scores, theta = values.pop("scores", None), values.pop("theta", None)
     mapped = values.pop("label_map", None)
     if "prompt.program" in values:
         _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
     source = config.network.weights if theta is None and scores is not None else "none"
-    head, prompt = _state_head(config, values, scores), config.build_prompt()
+    if source != "none" and "weights" not in typed:
+        _require_at_hand(path, config.network.network, source)
+    head = _state_head(config, values, scores)
+    # A stage that shows no prompt has none in its states, and is measured without.
+    prompt = config.build_prompt() if "prompt.program" in values else None
     model = classifier(config.network.network, source, head, prompt, config.run.seed)
+    weights = prunable(model.network)
+    # A search trains scores over the source weights; every other stage has weights of its own.
+    given = dict(model.network.named_parameters()) if source != "none" else weights
+    given = {f"network.{name}" for name in given if scores is not None}
+    lacking = [name for name in model.state_dict() if name not in values.keys() | given]
+    if lacking:
+        raise ValueError(f"no values of {few(lacking)}")
     model.load_state_dict(values, strict=False)
     model.label_map = mapped
-    weights = prunable(model.network)
     if theta is not None:  # BiP's dense weights, which its search trains beside the network
         for name, part in in_shapes(theta, weights).items():
             weights[name].data.copy_(part)
@@ -143,6 +174,13 @@ def _read_state(state: Mapping[str, Any]) -> Checkpoint:
     masks = keep_top(in_shapes(scores.abs(), weights), state["density"], floor)
     apply_masks(model.network, masks)
     return Checkpoint(model, masks, flags)
+
+
+def _require_at_hand(path: Path, network: str, weights: str) -> None:
+    """Raises UsageError when a file would have other files read or fetched."""
+    if weights_file(network, weights) is not None or not is_here(backbone(network).source):
+        raise UsageError(f"{path} holds scores over the weights {weights!r}: name these with "
+                         "--weights, so that they are read")
 
 
 def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | None) -> int | None:
@@ -192,11 +230,7 @@ def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:
 
 
 def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags of a file that this version has; lists come back as tuples.
-
-    Raises ValueError for a value that could not have been typed.
-    """
-    names = flatten(Config())
-    known = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in names}
+    """The flags that a file may decide. Raises ValueError for a value that nobody could type."""
+    known = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in SAYS}
     check_flags(Config(), known)
     return known

@@ -28,6 +28,25 @@ def percent(counts: Counts | None) -> float | None:
     return counts and round(counts.accuracy, 4)
 
 
+def check_row(
+    config: Config, density: float, tensors: Mapping[str, Tensor], meta: Mapping[str, Any],
+    row: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Raises ValueError when a row in a model file is not of its tensors, or of another network."""
+    masks = masks_of(tensors, meta)
+    require_count(config, density, masks)
+    counted = counts_of(masks) | {"network": config.network.network, "dataset": config.data.dataset}
+    said = {**meta, **row}
+    if wrong := [name for name, value in counted.items() if said.get(name) != value]:
+        raise ValueError(f"its tensors have another {', '.join(wrong)}")
+
+
+def counts_of(masks: Masks) -> dict[str, Any]:
+    """The counts of a results row."""
+    kept, total = kept_count(masks), total_count(masks)
+    return {"real_density": round(kept / total, 9), "kept": kept, "prunable": total}
+
+
 def read_search(
     config: Config, level: Level, model: PromptedClassifier, classes: int
 ) -> tuple[Masks, dict[str, Any], None] | None:
@@ -51,15 +70,13 @@ def save_level(
     config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
 ) -> dict[str, Any]:
     """Write model.safetensors, which also ends the level. Returns its row: counts and `row`."""
-    total, kept = total_count(masks), kept_count(masks)
-    row = {
-        "density": level.density, "real_density": round(kept / total, 9), "kept": kept,
-        "prunable": total, "passes": round(level.log.passes, 4),
-    } | row  # fmt: skip
+    counts = counts_of(masks) | {"passes": round(level.log.passes, 4)}
+    row = {"density": level.density} | counts | row
     level.finish(*exported(config, level, model, masks, result=row))
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
-    level.run.say(f"density {level.density:g}: {kept:,} of {total:,} weights kept, "
-                  f"accuracy {row['clean']:.2f} %{prompted} ({level.model_path})")
+    kept = f"{row['kept']:,} of {row['prunable']:,} weights kept"
+    level.run.say(f"density {level.density:g}: {kept}, accuracy {row['clean']:.2f} %{prompted} "
+                  f"({level.model_path})")
     return row
 
 

@@ -1,5 +1,6 @@
 """One density of a run: its folder, with the end of its search and its finished model."""
 
+from collections.abc import Callable
 from typing import Any
 
 from runfolder.run import Run, read_row
@@ -23,15 +24,21 @@ class Level:
         self._states = States(self.folder)
         self.log = StageLog(run, density, self._states)
 
-    def result(self) -> dict[str, Any] | None:
-        """The results row of a finished level, or None."""
+    def result(self, check: Callable[..., None] = lambda *_: None) -> dict[str, Any] | None:
+        """The results row of a finished level, or None.
+
+        `check(tensors, meta, row)` raises ValueError when the row is not of these tensors: such a
+        level is made again, as is a damaged one.
+        """
         if not self.model_path.exists():
             return None
         try:
-            load_model(self.model_path)
+            tensors, meta = load_model(self.model_path)
             row = read_row(self.model_path)
             if row["density"] != self.density:
                 raise VPNsError(f"{self.model_path} has density {row['density']}")
+            with understood(self.model_path):
+                check(tensors, meta, row)
         except VPNsError as error:
             self.run.say(f"{error}; this level is made again")
             self.model_path.replace(self.model_path.with_suffix(".damaged"))
@@ -48,7 +55,7 @@ class Level:
             tensors, meta = load_model(self.search_path)
             with understood(self.search_path):
                 require_amounts(meta["progress"], "rows", "passes")
-                require_amounts(meta["accuracies"], "before", "after_search")
+                require_amounts(meta["accuracies"], "before", "after_search", most=100)
             return tensors, meta
         except VPNsError as error:
             self.run.say(f"{error}; the search is made again")

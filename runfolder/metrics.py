@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from runfolder.own import guarded, open_own
-from utils.files import atomic_write, parse_object
+from utils.files import atomic_write, parse_object, read_small
+
+CURVES = 2**26  # bytes of metrics.jsonl, some 200,000 epochs
 
 
 class Metrics:
@@ -21,7 +24,9 @@ class Metrics:
 
     def cut_back(self, density: float, rows: int) -> int:
         """Cut one level back to its first `rows` and drop broken lines; returns how many it has."""
-        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.is_file() else []
+        lines = []
+        with suppress(OSError):  # missing, a pipe, or nothing of ours
+            lines = read_small(self._path, CURVES).split(b"\n")[:-1]
         earlier, count = [], 0
         for row in map(parse_object, lines):
             if row and "density" in row:

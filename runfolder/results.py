@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import VPNsError
-from utils.files import atomic_write, parse_object, read_object
+from utils.files import SMALL, atomic_write, parse_object, read_object, read_small
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +28,8 @@ def sparsity(density: float) -> float:
 def read_results(run: Path) -> list[Row]:
     """The rows of results.csv, None where a cell is empty. Raises VPNsError for a bad file."""
     try:
-        if not (run / "results.csv").is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        with open(run / "results.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [_numbers(row) for row in rows]
+        text = read_small(run / "results.csv").decode()
+        return [_numbers(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
     except OSError as error:
         raise VPNsError(f"{run} has no readable results.csv: name a finished run") from error
     except (TypeError, ValueError, csv.Error) as error:
@@ -47,6 +44,8 @@ def _numbers(texts: dict[str, str]) -> Row:
         raise ValueError("not finite")
     if row["clean"] is None or not 0 < row["density"] <= 1:
         raise ValueError("no density or accuracy")
+    if any(row[name] is not None and not 0 <= row[name] <= 100 for name in ("clean", "prompted")):
+        raise ValueError("no accuracy in percent")
     return row
 
 
@@ -95,11 +94,20 @@ def run_folder(path: Path) -> Path:
     if path.is_dir():
         return path
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _end_of(path).splitlines()
         result = [line for line in lines if line.startswith("RESULT ")][-1]
         return Path(parse_object(result.removeprefix("RESULT "))["run"])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise VPNsError(f"{path} is neither a run folder nor the log of a finished run") from error
+
+
+def _end_of(log: Path) -> str:
+    """The last part of a log, which may be long."""
+    if log.exists() and not log.is_file():
+        raise OSError("no regular file")
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - SMALL))
+        return file.read(SMALL).decode(errors="replace")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -21,6 +21,8 @@ from utils.tensors import require_amounts, understood
 COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
            "prompted", "passes")  # fmt: skip
 
+PERCENT = ("before", "after_search", "clean", "prompted")
+
 
 class Run:
     """One run folder, new or to go on with. As a context manager it keeps run.json up to date."""
@@ -99,7 +101,9 @@ def read_row(path: Path) -> dict[str, Any]:
     row = read_meta(path).get("result")
     with understood(path):
         missing = ("before", "after_search", "prompted")
-        require_amounts(row, *(n for n in COLUMNS if n not in missing or row[n] is not None))
+        there = [n for n in COLUMNS if n not in missing or row[n] is not None]
+        require_amounts(row, *there)
+        require_amounts(row, *(n for n in there if n in PERCENT), most=100)
         if not 0 < row["density"] <= 1:
             raise ValueError(f"density {row['density']}")
     return row

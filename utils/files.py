@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from utils.errors import VPNsError
 
+SMALL = 2**20  # bytes of a file of settings or results
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -108,10 +109,21 @@ def write_problem(path: Path, error: OSError) -> str:
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
 
 
+def read_small(path: Path, most: int = SMALL) -> bytes:
+    """The bytes of a regular file of at most `most`. Raises OSError for any other."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    return data
+
+
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} when the file is missing, damaged, or none, such as a pipe."""
+    """A JSON object, or {} when the file is missing, damaged, too large, or none, as a pipe is."""
     try:
-        return path.is_file() and parse_object(path.read_bytes()) or {}
+        return parse_object(read_small(path)) or {}
     except OSError:
         return {}
 

@@ -1,5 +1,6 @@
 """Reading files of tensors that somebody else may have written: nothing in them is ever run."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Size, Tensor, dtype
 
 from utils.errors import VPNsError, note
-from utils.files import is_amount, leads_outside, sha256_file, side_car
+from utils.files import is_amount, leads_outside, read_small, sha256_file, side_car
 from utils.signals import signals_later
 from utils.torch_file import read_torch
 
+SUMS = 4096  # bytes of a side-car
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -82,9 +84,9 @@ def require_like(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
         raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
 
 
-def require_amounts(values: Mapping[str, Any], *names: str) -> None:
-    """Raises ValueError when one of these values is no finite number from 0 on."""
-    wrong = [name for name in names if not is_amount(values[name])]
+def require_amounts(values: Mapping[str, Any], *names: str, most: float = math.inf) -> None:
+    """Raises ValueError when one of these values is no finite number from 0 to `most`."""
+    wrong = [name for name in names if not (is_amount(values[name]) and values[name] <= most)]
     if wrong:
         raise ValueError(f"no number under {', '.join(wrong)}")
 
@@ -97,7 +99,10 @@ def _check_side_car(path: Path) -> bool:
     sums = side_car(path)
     if not sums.is_file():
         return False
-    words = sums.read_text(errors="replace").split()
+    try:
+        words = read_small(sums, SUMS).decode(errors="replace").split()
+    except OSError as error:
+        raise VPNsError(f"{sums} is no checksum ({error.strerror}): remove it") from error
     if not words or words[0].lower() != sha256_file(path):
         raise VPNsError(f"checksum mismatch: {path} is not the file that {sums.name} describes")
     return True
