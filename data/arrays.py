@@ -1,6 +1,7 @@
 """Datasets that torchvision's files, idx files or scikit-learn hold as arrays of equal images."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from data.images import Part, Splits, array_part
 from utils.errors import DataError
 
 DIGITS = tuple(map(str, range(10)))
+MOST_PIXELS = 2**30  # of an idx file; EMNIST, the largest that people use, has half as many
 TEST_DIGITS = 360  # of scikit-learn's 1,797
 FIRST_FILE = "train-images-idx3-ubyte"
 
@@ -77,13 +79,23 @@ def _idx_part(folder: Path, split: str, classes: tuple[str, ...]) -> Part:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """A uint8 array from an idx file, gzipped or not. Raises DataError that names the file."""
+    """A uint8 array from an idx file, gzipped or not. Raises DataError that names the file.
+
+    No more is read, or unpacked, than its header says.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with opener(path, "rb") as file:
+            start = file.read(4 + 4 * dimensions)
+            shape = tuple(map(int, np.frombuffer(start[4:], dtype=">u4", count=dimensions)))
+            size = math.prod(shape)
+            if start[:4] != bytes([0, 0, 8, dimensions]) or size > MOST_PIXELS:
+                raise ValueError("no header of such a file")
+            data = bytearray(file.read(size + 1))  # one more, to see that there is none
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): fetch the file again") from error
-    start = 4 + 4 * dimensions
-    shape = np.frombuffer(data[4:start], dtype=">i4") if len(data) >= start else ()
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != start + np.prod(shape, dtype=int):
+    except ValueError:
+        data, size = b"", 1
+    if len(data) != size:
         raise DataError(f"{path} is damaged (no {dimensions}-d idx file): fetch it again")
-    return np.frombuffer(bytearray(data), dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)

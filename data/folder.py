@@ -7,7 +7,9 @@ from torchvision.datasets.folder import is_image_file, make_dataset
 
 from data.images import Part, Splits, file_part
 from utils.errors import DataError
+from utils.files import read_small
 
+LIST = 2**24  # bytes of a list of images
 ANNOTATIONS = "val_annotations.txt"  # the labels of Tiny-ImageNet's flat val/images
 
 
@@ -62,7 +64,7 @@ def open_tiny_imagenet(root: Path) -> Splits:
     base = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
     classes = _class_folders(base / "train")
     wnids = base / "wnids.txt"
-    if wnids.is_file() and (absent := set(wnids.read_text().split()) - set(classes)):
+    if wnids.is_file() and (absent := set(read_small(wnids).decode().split()) - set(classes)):
         raise DataError(f"{base / 'train'} lacks {len(absent)} of the classes of {wnids} "
                         f"({min(absent)}): extract the archive again")
     return Splits(_scan(base / "train", classes), _tiny_val(base / "val", classes))
@@ -83,7 +85,8 @@ def _tiny_val(folder: Path, classes: list[str]) -> Part:
 
 def _annotated(images: Path, annotations: Path, classes: list[str]) -> Part:
     number = {wnid: i for i, wnid in enumerate(classes)}
-    rows = [line.split() for line in annotations.read_text().splitlines() if line.strip()]
+    lines = read_small(annotations, LIST).decode().splitlines()
+    rows = [line.split() for line in lines if line.strip()]
     wrong = next((row for row in rows if len(row) < 2 or row[1] not in number), None)
     if wrong:
         raise DataError(f"{annotations} has a line of no known class ({' '.join(wrong)}): "

@@ -7,9 +7,10 @@ from pathlib import Path
 from torchvision import datasets
 
 from data.arrays import check_md5
-from data.folder import open_folders
+from data.folder import LIST, open_folders
 from data.images import Part, Splits, file_part
 from utils.errors import DataError
+from utils.files import read_small
 
 # CoOp's counts of 27,000 images; the remaining 8,100 are the test part.
 EUROSAT, EUROSAT_TRAIN, EUROSAT_VAL = 27_000, 13_500, 5_400
@@ -62,7 +63,7 @@ def open_flowers_coop(root: Path) -> Splits:
     """CoOp's split: train 4,093 + val 1,633 to train on, test 2,463."""
     path = root / "split_zhou_OxfordFlowers.json"
     try:
-        split = json.loads(path.read_text())
+        split = json.loads(read_small(path, LIST))
         parts = [*split["train"], *split["val"]], split["test"]
         pairs = {(int(label), str(name)) for part in parts for _, label, name in part}
     except (ValueError, KeyError, TypeError) as error:
@@ -107,11 +108,11 @@ def open_sun397(root: Path) -> Splits:
     """Training_01 and Testing_01 of the official partitions, 19,850 images each."""
     places = (root / "Partitions", root / "SUN397" / "Partitions", root)
     lists = next(place for place in places if (place / "Training_01.txt").is_file())
-    classes = (lists / "ClassName.txt").read_text().split()
+    classes = read_small(lists / "ClassName.txt").decode().split()
     number = {name: label for label, name in enumerate(classes)}
     parts = []
     for split in ("Training_01", "Testing_01"):
-        names = (lists / f"{split}.txt").read_text().split()
+        names = read_small(lists / f"{split}.txt", LIST).decode().split()
         samples = [(root / "SUN397" / name.lstrip("/"), number[name.rpartition("/")[0]])
                    for name in names]
         parts.append(file_part(root, samples, classes))

@@ -5,22 +5,24 @@ A failure says what was expected, and where to get it.
 
 import http.client
 import os
-import shutil
 import socket
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 
 from data.archives import guarded
 from data.images import Splits
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
+from utils.downloads import bounded
 from utils.errors import DataError
 
 PARTS = ("training", "test")  # as messages call them
 DEFAULT_FOLDERS = ("dataset", "datasets")
 TIMEOUT = 60.0  # seconds without a byte before a download gives up
+MOST_SECONDS = 24 * 3600  # of a download as a whole
 DAMAGED = (*UNREADABLE, RuntimeError, UnpicklingError)
 FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException,
                 zipfile.BadZipFile)  # fmt: skip
@@ -107,21 +109,20 @@ def _reason(error: Exception) -> str:
 
 def _fetch_into(spec: Spec, target: Path) -> None:
     """Download beside `target`, then move it into place, so that it is whole or absent."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    created = [folder for folder in aside.parents if not folder.exists()]
-    patience = socket.getdefaulttimeout()
+    created = [folder for folder in target.parents if not folder.exists()]
+    patience, most = socket.getdefaulttimeout(), 4 * spec.bytes  # packed, unpacked, and more
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        aside.mkdir(parents=True)
-        with guarded():
-            spec.fetch(aside)
-        if _missing(spec, target):
-            target.mkdir(exist_ok=True)
-            for entry in aside.iterdir():
-                os.replace(entry, target / entry.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(".tmp", f".{target.name}.", target.parent) as aside:
+            with guarded(), bounded(Path(aside), most, MOST_SECONDS):
+                spec.fetch(Path(aside))
+            if _missing(spec, target):
+                target.mkdir(exist_ok=True)
+                for entry in Path(aside).iterdir():
+                    os.replace(entry, target / entry.name)
     finally:
         socket.setdefaulttimeout(patience)
-        shutil.rmtree(aside, ignore_errors=True)
         for folder in created:
             with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()

@@ -1,6 +1,7 @@
 """One image file: decoded to RGB, or examined without keeping its pixels."""
 
 import errno
+import math
 import stat
 import struct
 import warnings
@@ -20,6 +21,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError,
               NotImplementedError, TypeError, struct.error, zlib.error,
               Image.DecompressionBombError)  # fmt: skip
+# What a file may be, whatever its name ends in: others of PIL start programs, as PostScript does.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 2**26  # 8,192 x 8,192; decoding takes some 15 bytes for each
 ADVICE = "get it again, or leave such images out with --bad_images skip (--check_data lists them)"
 MODES = {
     "1": "black and white",
@@ -70,9 +74,13 @@ def size_of(path: Path) -> int:
 
 
 def _opened(path: Path) -> Image.Image:
-    """An image file whose pixels are not loaded yet."""
+    """An image file whose pixels are not loaded yet, of one of FORMATS and not too large."""
     size_of(path)  # opening a pipe would wait for somebody who writes into it
-    return Image.open(path)
+    image = Image.open(path, formats=FORMATS)
+    if math.prod(image.size) > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,}")
+    return image
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -84,7 +92,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
             raise ValueError("more than 16 bits a pixel")
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _conversions(image: Image.Image) -> tuple[str, ...]:

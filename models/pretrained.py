@@ -1,11 +1,13 @@
 """State dicts from files and from torchvision, and whether they fit a network."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_weight
 
+from utils.downloads import MOST_BYTES, MOST_SECONDS, bounded
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -78,19 +81,26 @@ def hub_state(entry: str) -> dict[str, Tensor]:
     """
     url, path = hub_file(entry)
     start = re.search(r"-([0-9a-f]{8,})$", path.stem)
-    if path.exists():
-        if start and not sha256_file(path).startswith(start[1]):
-            raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
-        return read_state(path, known=start is not None)
+    if not path.exists():
+        _fetch_hub(url, path, start and start[1])
+    elif start and not sha256_file(path).startswith(start[1]):
+        raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
+    return read_state(path, known=start is not None)
+
+
+def _fetch_hub(url: str, path: Path, digest: str | None) -> None:
+    """Download `url` to `path`, which appears when the start of its SHA-256 is `digest`."""
     try:
-        with redirect_stdout(sys.stderr):  # torch.hub prints there; ours ends with RESULT
-            return torch.hub.load_state_dict_from_url(
-                url,
-                map_location="cpu",
-                progress=sys.stderr.isatty(),
-                check_hash=True,
-                weights_only=True,
-            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder,
+            bounded(Path(folder), MOST_BYTES, MOST_SECONDS),
+            redirect_stdout(sys.stderr),  # torch.hub prints there; ours ends with RESULT
+        ):
+            aside = Path(folder) / path.name
+            print(f"downloading {url} to {path}")
+            torch.hub.download_url_to_file(url, str(aside), digest, sys.stderr.isatty())
+            os.replace(aside, path)
     except (OSError, RuntimeError, HTTPException) as error:
         what = f"cannot download {path.name} ({first_line(error)})"
         raise VPNsError(f"{what}: get {url} yourself and put it in {path.parent}") from error

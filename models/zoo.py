@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 from utils.checkpoint import write_side_car
+from utils.downloads import MOST_BYTES, MOST_SECONDS, bounded
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -97,7 +98,8 @@ def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
             aside = Path(folder) / name
             print(f"downloading {link} to {path}", file=sys.stderr)
-            download(aside)
+            with bounded(Path(folder), MOST_BYTES, MOST_SECONDS):
+                download(aside)
             fault = _fault(aside)
             if fault is None:
                 write_side_car(path, sha256_file(aside))  # first, so that later damage is noticed

@@ -158,7 +158,7 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     model = classifier(config.network.network, source, head, prompt, config.run.seed)
     weights = prunable(model.network)
     # A search trains scores over the source weights; every other stage has weights of its own.
-    given = dict(model.network.named_parameters()) if source != "none" else weights
+    given = weights if theta is not None else dict(model.network.named_parameters())
     given = {f"network.{name}" for name in given if scores is not None}
     lacking = [name for name in model.state_dict() if name not in values.keys() | given]
     if lacking:

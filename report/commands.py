@@ -7,6 +7,7 @@ from typing import Any
 
 from program.settings import NOT_IDENTITY
 from report.runs import NAMES, Run, as_text
+from report.tables import plain
 
 
 def commands_and_machines(runs: Sequence[Run]) -> list[str]:
@@ -28,7 +29,8 @@ def commands_and_machines(runs: Sequence[Run]) -> list[str]:
              "All hyper-parameters; flags that change no result are left out.",
              "```bash\n" + "\n".join(lines) + "\n```"]  # fmt: skip
     counts = Counter(_machine(run.env) for run, _ in flags if run.env)
-    lines = [f"- {count} run{'s' * (count > 1)}: {text}" for text, count in sorted(counts.items())]
+    lines = [f"- {count} run{'s' * (count > 1)}: {plain(text)}"
+             for text, count in sorted(counts.items())]  # fmt: skip
     return [*parts, "Versions and hardware:", "\n".join(lines)] if lines else parts
 
 

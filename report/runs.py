@@ -9,9 +9,10 @@ from typing import Any
 from program.settings import NOT_IDENTITY
 from pruning import METHODS, Method
 from runfolder.results import Row, find_runs, read_results, sparsity
-from utils.errors import VPNsError
+from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
+LONGEST = 200  # characters of a text that a report takes from a file
 NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 Flags = Mapping[str, Any]
 STRANGER = Method(find_masks=lambda search: {})
@@ -50,7 +51,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder without the machine's part of its path."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return printable(f"{self.folder.parent.name}/{self.folder.name}", LONGEST)
 
     @property
     def levels(self) -> set[float]:
@@ -97,10 +98,24 @@ def _read(folder: Path) -> Run:
     wrong = [name for name, value in config.items() if not _is_flag(name, value)]
     if wrong:
         raise VPNsError(f"{folder / 'config.json'} has no such value of {', '.join(wrong[:3])}")
-    record = {"state": "done"} | read_object(folder / "run.json")
+    config, env = _printable(config), _printable(read_object(folder / "env.json"))
+    record = {"state": "done"} | _printable(read_object(folder / "run.json"))
     record["seconds"] = record.get("seconds") if is_amount(record.get("seconds")) else None
     by_sparsity = {sparsity(row["density"]): row for row in rows}
-    return Run(folder, config, record, read_object(folder / "env.json"), by_sparsity)
+    return Run(folder, config, record, env, by_sparsity)
+
+
+def _printable(values: Flags) -> dict[str, Any]:
+    """Plain values of a file, with every text as one line that is not long."""
+
+    def shown(value: Any) -> Any:
+        return printable(value, LONGEST) if isinstance(value, str) else value
+
+    return {
+        shown(name): [shown(item) for item in value] if isinstance(value, list) else shown(value)
+        for name, value in values.items()
+        if _is_flag(name, value)
+    }
 
 
 def _is_flag(name: str, value: Any) -> bool:

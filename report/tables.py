@@ -1,11 +1,16 @@
 """The numbers of a panel as rows of text cells, the head first; Markdown and LaTeX of such rows."""
 
+import html
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from report.panel import Mean, Panel, Series, mean_of
 
+LATEX = {letter: f"\\{letter}" for letter in "%&#_${}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}", "|": r"\textbar{}",
+}  # fmt: skip
 Rows = Sequence[Sequence[str]]
 
 
@@ -109,16 +114,28 @@ def paper_tables(panel: Panel) -> list[Rows]:
 
 
 def markdown(rows: Rows, title: str = "") -> str:
-    """A Markdown table under its title; `|` in a cell is escaped."""
-    head, *rest = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    """A Markdown table under its title; `**text**` is bold, all else is text."""
+    head, *rest = [[_bold(cell, plain, "**", "**") for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rest)]
     return "\n".join([title, "", *lines] if title else lines)
 
 
+def plain(text: str) -> str:
+    """A line of text so that Markdown, and the HTML made of it, show it and nothing else."""
+    return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(text, quote=False))
+
+
+def _bold(cell: str, escape: Callable[[str], str], start: str, end: str) -> str:
+    """A cell escaped; the stars that `accuracy_rows` puts around the best become bold."""
+    top = re.fullmatch(r"\*\*([^*]+)\*\*", cell)
+    return f"{start}{escape(top[1])}{end}" if top else escape(cell)
+
+
 def latex(rows: Rows, caption: str) -> str:
     """A booktabs table; `**text**` is bold, a lone `-` a dash."""
-    cells = [["--" if cell == "-" else _latex(cell) for cell in row] for row in rows]
+    lines = [["--" if cell == "-" else cell for cell in row] for row in rows]
+    cells = [[_bold(cell, _latex, r"\textbf{", "}") for cell in line] for line in lines]
     head, *rest = [" & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(rows[0]) - 1)
     start = [r"\begin{table}", rf"\caption{{{_latex(caption)}}}"]
@@ -127,5 +144,4 @@ def latex(rows: Rows, caption: str) -> str:
 
 
 def _latex(text: str) -> str:
-    text = re.sub(r"([%&#_$])", r"\\\1", text).replace("±", r"$\pm$")
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return "".join(LATEX.get(letter, letter) for letter in text)

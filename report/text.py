@@ -90,22 +90,22 @@ def report_markdown(panels: Sequence[Panel], reference: str, notes: list[str], p
         parts += _panel_parts(panel, reference, paper)
     parts += commands_and_machines([run for panel in panels for run in _runs(panel)])
     if notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+        parts += ["## Notes", "\n".join(f"- {tables.plain(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
 def _panel_parts(panel: Panel, reference: str, paper: bool) -> list[str]:
-    parts = [f"## {panel.title}, {_seeds(panel)}"]
+    parts = [f"## {tables.plain(panel.title)}, {_seeds(panel)}"]
     parts.append(tables.markdown(tables.accuracy_rows(panel, "clean")))
     for series in filter(panel.rest, panel.series):
-        title = f"{series.label} at sparsities of its own:"
+        title = f"{tables.plain(series.label)} at sparsities of its own:"
         parts.append(tables.markdown(tables.rest_rows(panel, series), title))
     if any(series.prompted for series in panel.series):
         title = "With the prompt on test images:"
         parts.append(tables.markdown(tables.accuracy_rows(panel, "prompted"), title))
-    title = f"### Compared with {reference}"
+    title = f"### Compared with {tables.plain(reference)}"
     if all(series.label != reference for series in panel.series):
-        parts += [title, f"No run of {reference} here."]
+        parts += [title, f"No run of {tables.plain(reference)} here."]
     elif len(rows := tables.comparison_rows(panel, reference)) > 1:
         text = COMPARED.format(accuracy=panel.series[0].accuracy)
         parts += [title, text, tables.markdown(rows)]
@@ -134,11 +134,13 @@ def _missing(panel: Panel) -> list[str]:
         cells = series.cells()
         for seed in panel.seeds:
             if levels := [at for at in panel.expected(series) if (seed, at) not in cells]:
-                lines.append(f"- {series.label}, seed {seed}: {', '.join(tables.percents(levels))}")
+                at = ", ".join(tables.percents(levels))
+                lines.append(f"- {tables.plain(series.label)}, seed {seed}: {at}")
     for run in _runs(panel):
         if run.record["state"] != "done":
             reason = run.record.get("reason")
-            lines.append(f"- {run.name} is {run.record['state']}{reason and f': {reason}' or ''}")
+            line = f"{run.name} is {run.record['state']}{reason and f': {reason}' or ''}"
+            lines.append(f"- {tables.plain(line)}")
     return lines
 
 
@@ -148,8 +150,14 @@ def report_csv(panels: Sequence[Panel]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     text.write(CSV_HEAD)
     for panel, series, level in _cells(panels):
-        writer.writerow([*panel.where, series.label, f"{level:g}", *_csv(series, level)])
+        names = map(_no_formula, (*panel.where, series.label))
+        writer.writerow([*names, f"{level:g}", *_csv(series, level)])
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """A text that a spreadsheet shows, even when it would run it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _csv(series: Series, level: float) -> list[str]:

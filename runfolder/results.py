@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import VPNsError
+from utils.errors import VPNsError, printable
 from utils.files import SMALL, atomic_write, parse_object, read_object, read_small
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+TITLE = 120  # characters
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
 
 
@@ -120,8 +121,13 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 def draw_run(run: Path) -> None:
     """Write `curves.png` of a run from its results.csv, with its dense line if there is one."""
-    title = f"{run.parent.name}, {run.name}"
+    title = no_mathtext(printable(f"{run.parent.name}, {run.name}", TITLE))
     save_figure(curves_figure(read_results(run), find_dense(run), title), run / "curves.png")
+
+
+def no_mathtext(text: str) -> str:
+    """A text that Matplotlib shows as it is: a `$` would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def curves_figure(rows: Sequence[Row], dense_row: Row | None, title: str) -> "Figure":

@@ -38,6 +38,7 @@ from runfolder.level import Level
 from runfolder.run import Run
 from runfolder.stage_log import Pace, StageLog
 from runfolder.states import States
+from utils import tensors
 from utils.signals import SIGNALS
 
 QUICK = ["--epochs", 2, "--eval_every", 0, "--input_size", 4, "--output_size", 4]
@@ -385,7 +386,7 @@ def test_signal_between_stages_stops_at_once(undisturbed, tmp_path):
 
 def test_signal_while_a_state_is_read_is_no_damage(undisturbed, tmp_path, monkeypatch):
     stop_in(tmp_path / "run", "SIGTERM", IN_FINETUNING)
-    hook = (torch, "load", 1, send("SIGTERM"), False)
+    hook = (tensors, "read_torch", 1, send("SIGTERM"), False)
     again = forked(tmp_path / "run", *FLAGS, before=lambda: at_call(*hook))
     assert again.code == 75 and "going back" not in again.out
     assert same(undisturbed, run(tmp_path / "run", *FLAGS))
@@ -457,13 +458,13 @@ def run_elsewhere(save_dir, **environment):
     words = ["--density_list", "0.1", "--epochs", 0]
     path = run(save_dir, *words).folder / "env.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | environment))
-    return run(save_dir, *words)
+    # A fork: threads that this process had started would be missing in its later forks.
+    return forked(save_dir, *words, before=lambda: None)
 
 
 def test_number_of_threads_is_kept(tmp_path):
     again = run_elsewhere(tmp_path, threads=2)
-    assert "note: 2 threads as before instead of 1" in again.out
-    assert torch.get_num_threads() == 2
+    assert again.code == 0 and "note: 2 threads as before instead of 1" in again.out
 
 
 def test_other_versions_are_noted(tmp_path):

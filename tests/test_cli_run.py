@@ -163,7 +163,8 @@ def test_finished_run_is_printed_and_not_repeated(whole):
     again = run(whole.folder.parents[2], "--density_list", "1,0.2,0.1", "--epochs", 2)
     note, result = again.out.splitlines()
     assert note == "note: this run is done; --resume none makes it anew"
-    assert result == whole.out.splitlines()[-1] and note not in whole.out
+    assert json.loads(result.removeprefix("RESULT ")) == whole.result | {"read": [0.2, 0.1]}
+    assert whole.result["read"] == [] and note not in whole.out
     assert before == [(path, path.stat().st_mtime_ns) for path, _ in before]
 
 

@@ -22,7 +22,7 @@ from utils.files import leads_outside
 
 MEMORY = 512 * 2**20  # bytes; the pickle of a network is some 100 KB, a loss a step some MB
 SECONDS, BYTES_A_SECOND = 5, 50 * 2**20  # of computing, for the look itself and for its sums
-ITEMS, TEXT, DEPTH = 10**6, 2**24, 100  # values, characters, and containers within each other
+ITEMS, TEXT, DEPTH = 300_000, 2**24, 100  # values, characters, and containers within each other
 NAME = 100  # characters of a name that a message shows
 ZIP_START = b"PK\x03\x04"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6

@@ -1,0 +1,44 @@
+"""A bound on what a download may take: bytes on the disk, and time as a whole."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
+LOOK = 2.0  # seconds between looks at what has come
+
+
+@contextmanager
+def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
+    """Raise OSError within when `folder` holds more than `most` bytes, or `seconds` are over.
+
+    Whoever downloads in the block need not know: a timer interrupts it, for the main thread.
+    """
+    start = time.monotonic()
+
+    def look(*_: Any) -> None:
+        if _bytes_in(folder) > most:
+            raise OSError(f"more than {most:,} bytes came")
+        if time.monotonic() > start + seconds:
+            raise OSError(f"not whole after {seconds / 3600:g} hours")
+
+    answer = signal.signal(signal.SIGALRM, look)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+    try:
+        yield
+        look()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, answer)
+        if left:  # somebody else's
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - start)))
+
+
+def _bytes_in(folder: Path) -> int:
+    """The sizes of all files in a folder, of which some may vanish meanwhile."""
+    paths = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
