@@ -25,7 +25,7 @@ from models import PromptedClassifier
 from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
 from program.failures import one_line
-from program.folder import announce, check_resumed, run_folder, shared
+from program.folder import announce, check_resumed, named_folder, run_folder, shared
 from program.given import check_given, given_masks
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, plan
@@ -38,6 +38,7 @@ from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
 from runfolder.level import Level
+from runfolder.own import refuse_links
 from runfolder.run import COLUMNS, Run
 from utils.config import flatten
 from utils.device import choose_device
@@ -50,6 +51,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     folder = run_folder(config)
     device = choose_device(config.run.device, config.run.gpu)
     config.precision.begin(device)
+    refuse_links(folder, named_folder(config, folder))
     check_resumed(config.run.resume, folder)
     check_given(config, folder)
     check_fit(config)

@@ -14,6 +14,7 @@ from data.images import Part, Splits, array_part
 from utils.errors import DataError
 
 DIGITS = tuple(map(str, range(10)))
+PIECE = 2**20  # bytes that are unpacked together
 MOST_PIXELS = 2**30  # of an idx file; EMNIST, the largest that people use, has half as many
 TEST_DIGITS = 360  # of scikit-learn's 1,797
 FIRST_FILE = "train-images-idx3-ubyte"
@@ -91,7 +92,9 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
             size = math.prod(shape)
             if start[:4] != bytes([0, 0, 8, dimensions]) or size > MOST_PIXELS:
                 raise ValueError("no header of such a file")
-            data = bytearray(file.read(size + 1))  # one more, to see that there is none
+            data = bytearray()
+            while len(data) <= size and (piece := file.read(min(PIECE, size + 1 - len(data)))):
+                data += piece
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): fetch the file again") from error
     except ValueError:

@@ -13,7 +13,7 @@ from program.flags import DENSITIES
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
-from runfolder.own import lock, open_to_all, refuse_links
+from runfolder.own import lock, open_to_all
 from runfolder.shared import Shared
 from runfolder.stage_log import require_progress
 from runfolder.states import States
@@ -75,14 +75,14 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def announce(config: Config, folder: Path) -> None:
-    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest.
+def named_folder(config: Config, folder: Path) -> Path:
+    """The folder that the user has named and that a run folder lies in."""
+    return Path(config.run.save_dir) if config.run.resume in NO_PATH else folder.parent
 
-    Raises VPNsError for a folder that leads elsewhere, before anything is written.
-    """
-    base = Path(config.run.save_dir) if config.run.resume in NO_PATH else folder.parent
-    refuse_links(folder, base)
-    if place := open_to_all(folder, base):
+
+def announce(config: Config, folder: Path) -> None:
+    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
+    if place := open_to_all(folder, named_folder(config, folder)):
         note(f"everybody may write to {place}, and what is put there passes for results: "
              "chmod o-w would keep it yours")
     only = METHODS[config.method.prune_method].only_density

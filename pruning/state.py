@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pruning.measure import Counts, Tally
+from utils.files import is_amount
 from utils.optim import load_optimizer
 from utils.tensors import require_like, understood
 
@@ -67,6 +68,8 @@ def resume(training: "Training") -> None:
         load_optimizers(training, state)
         for view in training.tallies:
             loss, correct, seen = state["tallies"][view]
+            if not (is_amount(loss) and 0 <= correct <= seen):
+                raise ValueError("tallies that no batches have")
             counts = Counts(float(loss), int(correct), int(seen))
             training.tallies[view] = Tally(training.device, counts)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from utils.errors import DataError
 from utils.files import read_object, write_json
 
-MOST_THREADS = 1024  # what no env.json of a real run exceeds
+MOST_THREADS = 4  # for each core: what a file may ask for
 IDENTICAL = ("python", "torch", "torchvision", "system", "accelerator")
 
 
@@ -49,7 +49,7 @@ class Surroundings:
     def use_threads(self, threads: Any) -> None:
         """Compute with as many threads as before, on which the last bits depend."""
         now = torch.get_num_threads()
-        if threads != now and threads in range(1, MOST_THREADS + 1):
+        if threads != now and threads in range(1, MOST_THREADS * (os.cpu_count() or 1) + 1):
             torch.set_num_threads(int(threads))
             self._say(f"note: {threads} threads as before instead of {now}")
 

@@ -1,0 +1,596 @@
+"""Run folders, settings and reports of strangers: no link is followed, no word is believed unseen.
+
+What a stranger's pickles and safetensors may do is in test_strangers.py.
+"""
+
+import gzip
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import time
+import tracemalloc
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cli import call, run
+from PIL import Image
+from report_runs import call as report
+from report_runs import make_run, set_state
+from test_strangers import CPU, QUICK
+
+from data import SPECS, DataConfig, load_data
+from program import evaluation
+from program.evaluation import SAYS, read_checkpoint
+from runfolder.own import lock, open_own
+from runfolder.results import read_results
+from runfolder.shared import Shared
+from utils import files
+from utils.checkpoint import load_model, save_model
+from utils.downloads import bounded
+from utils.errors import DataError, VPNsError, printable
+from utils.files import atomic_write, read_object, read_small
+
+NONE = [*QUICK, "--epochs", 0]
+ESCAPE = "\x1b[2J\x1b]0;owned\x07"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run that keeps a state, to be copied."""
+    words = ["--epochs", 1, "--keep_states"]
+    return run(tmp_path_factory.mktemp("made"), *QUICK, *words).folder
+
+
+@pytest.fixture
+def got(made, tmp_path):
+    """A copy of the run, below the folder `got`."""
+    root = shutil.copytree(made.parents[2], tmp_path / "got")
+    return root / made.relative_to(made.parents[2])
+
+
+def again(folder, *words):
+    """The command of the run once more, on its copy."""
+    save_dir = folder.parents[2]
+    return run(save_dir, *QUICK, "--epochs", 1, "--keep_states", *words)
+
+
+# Links
+
+NAMES = ["config.json", "curves.png", "d0.2", "d0.2/model.safetensors", "env.json", "log.txt",
+         "d0.2/model.safetensors.sha256", "d0.2/search.safetensors", "metrics.jsonl",
+         "results.csv", "run.json", "run.lock"]  # fmt: skip
+TEMPORARY = [".run.json.7.tmp", "d0.2/.state-9.pt.x.tmp", "d0.2/state-9.pt", "notes.txt"]
+
+
+def test_every_kind_of_file_in_a_run_folder_is_tried(made):
+    there = {str(path.relative_to(made)) for path in made.rglob("*")}
+    others = {n for n in there if "tfevents" in n or "search-" in n or "state-" in n}
+    assert there - others - {"d0.2/search.safetensors.sha256"} == set(NAMES)
+
+
+@pytest.mark.parametrize("way", ["auto", "none", "path"])
+@pytest.mark.parametrize("name", [*NAMES, *TEMPORARY])
+def test_a_link_in_a_run_folder_is_refused_and_what_it_leads_to_stays(got, tmp_path, name, way):
+    mine, place = tmp_path / "mine", got / name
+    if place.exists():
+        shutil.move(place, mine)
+    else:
+        mine.write_text("mine")
+    if way == "path" and name == "config.json":
+        return  # nothing says then which run that is
+    place.symlink_to(mine)
+    before = {path: path.read_bytes() for path in [mine, *mine.rglob("*")] if path.is_file()}
+    done = again(got, "--resume", got if way == "path" else way)
+    assert done.code == 1 and done.error.startswith(f"{place} is a link"), done.error
+    after = {path: path.read_bytes() for path in [mine, *mine.rglob("*")] if path.is_file()}
+    assert after == before and place.is_symlink()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_link_between_the_results_and_the_run_is_refused(got, tmp_path, depth):
+    place = [got, *got.parents][depth]
+    shutil.move(place, tmp_path / "mine")
+    place.symlink_to(tmp_path / "mine")
+    done = again(got)
+    assert done.code == 1 and done.error.startswith(f"{place} is a link")
+
+
+def test_the_folder_of_all_results_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "result").symlink_to(tmp_path / "disk")
+    assert run(tmp_path / "result", *NONE).code == 0
+    assert run(tmp_path / "result", *NONE).code == 0
+
+
+def test_a_link_in_place_of_the_shared_folder_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "shared").symlink_to(tmp_path / "mine")
+    with pytest.raises(VPNsError, match="shared is a link"):
+        Shared(tmp_path / "shared", {}, None).once("dense", {}, dict)
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "run.lock"])
+def test_a_file_with_a_second_name_is_not_written_to(got, tmp_path, name):
+    mine = tmp_path / "mine"
+    os.link(got / name, mine)
+    (got / "d0.2/model.safetensors").unlink()
+    before = mine.read_bytes()
+    done = again(got)
+    assert name == "metrics.jsonl" or (done.code == 1 and "hard link" in done.error)
+    assert mine.read_bytes() == before
+
+
+def test_a_link_that_comes_later_is_not_written_through(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "log.txt").symlink_to(tmp_path / "mine")
+    for opened in (open_own, lock):
+        with pytest.raises(VPNsError, match="is a link"):
+            opened(tmp_path / "log.txt")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_temporary_name_that_is_taken_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "7")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".run.json.7.tmp").symlink_to(tmp_path / "mine")
+    with pytest.raises(VPNsError, match="cannot write"):
+        atomic_write(tmp_path / "run.json", "{}")
+    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "run.json").exists()
+
+
+def test_temporary_names_differ_each_time(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(files.os, "replace", lambda aside, path: seen.append(aside.name))
+    for _ in range(3):
+        atomic_write(tmp_path / "run.json", "{}")
+    assert len(set(seen)) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_a_results_folder_that_everybody_may_write_to_is_named_once(tmp_path):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    folder.chmod(0o777)
+    notes = [line for line in run(folder, *NONE).out.splitlines() if "everybody" in line]
+    assert len(notes) == 1 and notes[0].startswith(f"note: everybody may write to {folder},")
+    folder.chmod(0o755)
+    assert "everybody" not in run(folder, *NONE).out
+
+
+# What is quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a b", "a b"), ("ä±", "ä±"), ("a\nb\tc", r"a\nb\tc"), ("\x1b[2J", r"\x1b[2J"),
+     ("\u202egnp", r"\u202egnp"), ("\udcff", r"\udcff"), ("\u2028x", r"\u2028x")],
+)  # fmt: skip
+def test_a_text_is_one_printable_line(text, line):
+    assert printable(text) == line
+
+
+def test_a_long_text_is_cut():
+    assert printable("x" * 10**6, 50) == "x" * 47 + "..."
+
+
+def changed(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+QUOTED = {
+    "version of another machine": lambda folder: changed(folder / "env.json", python=ESCAPE),
+    "version on two lines": lambda folder: changed(folder / "env.json", torch="x\nRESULT {}"),
+    "flag of another run": lambda folder: changed(
+        folder.rename(folder.with_name(f"seed7-{ESCAPE}")) / "config.json", epochs=ESCAPE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", QUOTED)
+def test_what_a_run_folder_says_is_quoted_as_one_printable_line(got, case):
+    QUOTED[case](got)
+    done = again(got)
+    assert done.code == 0 and sum(line.startswith("RESULT") for line in done.out.splitlines()) == 1
+    logs = "".join(path.read_text() for path in got.parent.glob("*/log.txt"))
+    assert "\x1b" not in done.out + done.err + logs
+    assert r"\x1b[2J" in done.out or r"x\nRESULT {}" in done.out
+
+
+def test_the_holder_of_a_lock_is_quoted_as_one_printable_line(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            held = lock(tmp_path / "run.lock")
+            held.write(f"\n{ESCAPE}" * 1000)
+            held.flush()
+            (tmp_path / "held").touch()
+            time.sleep(60)
+        os._exit(0)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    try:
+        with pytest.raises(VPNsError) as error:
+            lock(tmp_path / "run.lock")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 1500
+
+
+# What a file may decide
+
+RULES = {
+    "data": "/etc", "workers": 40, "cache_gb": 1e9, "download": True, "batch_size": 10**6,
+    "bad_images": "skip", "train_images": 1, "val_fraction": 0.5, "compile": True, "device": "cuda",
+    "save_dir": "/tmp/x", "epochs": 10**6, "resume": "/etc", "init_mask": "/etc/passwd",
+    "evaluate": "x", "gpu": 3, "density_list": [0.5], "preset": "paper",
+}  # fmt: skip
+
+
+def rewritten(path, **changes):
+    tensors, meta = load_model(path)
+    save_model(path, tensors, meta | changes)
+
+
+def restated(path, **changes):
+    """Change a state and its settings, without a side-car."""
+    state = torch.load(path, weights_only=True)
+    config = state["config"] | changes.pop("config", {})
+    torch.save(state | {"config": config} | changes, path)
+    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+
+
+def state_of(folder, stage="state"):
+    return max(folder.glob(f"d0.2/{stage}-*.pt"))
+
+
+@pytest.mark.parametrize("kind", ["model", "state"])
+def test_a_file_decides_how_its_network_is_shown_images_and_nothing_else(got, kind):
+    model, state = got / "d0.2/model.safetensors", state_of(got)
+    before = call("--evaluate", model if kind == "model" else state, *CPU).result
+    _, meta = load_model(model)
+    rewritten(model, config=meta["config"] | RULES)
+    restated(state, config=RULES)
+    path = model if kind == "model" else state
+    assert read_checkpoint(path, {}).flags.keys() <= SAYS
+    assert call("--evaluate", path, *CPU).result == before
+
+
+def test_no_flag_of_where_data_lie_or_how_much_is_taken_is_a_files_to_decide():
+    assert SAYS.isdisjoint(RULES)
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """The folders into which mnist was fetched, from nowhere."""
+    seen = []
+    monkeypatch.setitem(SPECS, "mnist", replace(SPECS["mnist"], fetch=seen.append))
+    return seen
+
+
+def test_a_file_alone_begins_no_download_of_a_dataset(got, tmp_path, fetches):
+    model = got / "d0.2/model.safetensors"
+    _, meta = load_model(model)
+    rewritten(model, config=meta["config"] | {"dataset": "mnist"})
+    done = call("--evaluate", model, "--data", tmp_path / "none", *CPU)
+    assert done.code == 4 and "mnist not found" in done.error and fetches == []
+    call("--evaluate", model, "--data", tmp_path / "none", "--dataset", "mnist", *CPU)
+    assert len(fetches) == 1
+
+
+@pytest.mark.parametrize(
+    "config", [{"weights": "/etc/passwd.pth"}, {"network": "resnet18", "weights": "imagenet"}]
+)
+def test_a_state_alone_has_no_other_file_read_or_fetched(got, tmp_path, monkeypatch, config):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    path = state_of(got, "search")
+    restated(path, config=config)
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 2 and "name these with --weights" in done.error
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_large_canvas_of_a_file_is_shown_in_small_batches(got, monkeypatch):
+    seen = []
+
+    def stop(config, size, batch, device):
+        seen.append(batch)
+        raise VPNsError("seen")
+
+    monkeypatch.setattr(evaluation, "load_data", stop)
+    path, sizes = state_of(got), {"input_size": 4, "output_size": 4096, "prompt_method": "none"}
+    state = torch.load(path, weights_only=True)
+    tensors = {name: t for name, t in state["tensors"].items() if name != "prompt.program"}
+    restated(path, config=sizes, tensors=tensors)
+    call("--evaluate", path, *CPU)
+    restated(path, config=sizes | {"output_size": 10**6})
+    assert call("--evaluate", path, *CPU).code == 1 and seen == [1]
+
+
+def test_the_threads_of_a_run_folder_are_bounded_by_the_machine(got):
+    changed(got / "env.json", threads=1000)
+    (got / "d0.2/model.safetensors").unlink()
+    done = again(got)
+    assert done.code == 0 and "threads as before" not in done.out
+
+
+# No number that was not measured here
+
+ROWS = [
+    {"kept": 1}, {"prunable": 10**9}, {"real_density": 4e-6}, {"clean": 100.5}, {"clean": -1},
+    {"clean": math.nan}, {"clean": None}, {"clean": [1]}, {"before": 101}, {"prompted": "x"},
+    {"after_search": 1e300}, {"passes": -1}, {"density": 0.3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ROWS, ids=str)
+def test_a_row_that_is_not_of_its_tensors_is_made_again(got, change):
+    path = got / "d0.2/model.safetensors"
+    _, meta = load_model(path)
+    rewritten(path, result=meta["result"] | change)
+    done = again(got)
+    assert done.code == 0 and "this level is made again" in done.out
+    assert done.result["rows"][0] == {k: meta["result"][k] for k in done.result["rows"][0]}
+    assert done.result["read"] == []
+
+
+@pytest.mark.parametrize("change", [{"network": "resnet18"}, {"dataset": "mnist"}], ids=str)
+def test_a_row_of_another_network_or_dataset_is_made_again(got, change):
+    rewritten(got / "d0.2/model.safetensors", **change)
+    assert "this level is made again" in again(got).out
+
+
+def test_tensors_of_another_density_are_made_again(got):
+    path = got / "d0.2/model.safetensors"
+    tensors, meta = load_model(path)
+    save_model(path, {n: torch.ones_like(t) for n, t in tensors.items()}, meta)
+    assert "this level is made again" in again(got).out
+
+
+def test_result_says_which_rows_were_read(got):
+    assert again(got).result["read"] == [0.2]
+    (got / "d0.2/model.safetensors").unlink()
+    assert again(got).result["read"] == []
+
+
+def test_end_of_a_search_with_impossible_accuracies_is_made_again(got):
+    (got / "d0.2/model.safetensors").unlink()
+    rewritten(got / "d0.2/search.safetensors", accuracies={"before": 3, "after_search": 101})
+    assert "the search is made again" in again(got).out
+
+
+@pytest.mark.parametrize("name", ["network.fc.weight", "network.bn1.running_mean", "label_map"])
+@pytest.mark.parametrize("stage", ["state", "search"])
+def test_a_state_that_lacks_a_tensor_is_refused(got, name, stage):
+    path = state_of(got, stage)
+    tensors = torch.load(path, weights_only=True)["tensors"]
+    if name not in tensors:
+        return  # a search takes its weights from the source
+    del tensors[name]
+    restated(path, tensors=tensors)
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 1 and "does not hold what it should" in done.error
+
+
+def test_a_state_of_a_search_without_its_prompt_is_measured_without_one(got):
+    path = state_of(got, "search")
+    tensors = torch.load(path, weights_only=True)["tensors"]
+    restated(path, tensors={n: t for n, t in tensors.items() if n != "prompt.program"})
+    assert call("--evaluate", path, *CPU).result["prompted"] is None
+
+
+SAID = [
+    {"label_map": [1] * 10}, {"label_map": None}, {"kept_zeros": {"conv1.weight": [True]}},
+    {"kept_zeros": {"conv1.weight": [-1]}}, {"kept_zeros": {"conv1.weight": [0.0]}},
+    {"kept_zeros": {"conv1.weight": list(range(432))}}, {"kept_zeros": {"conv1.weight": "x"}},
+    {"result": {"clean": 101}}, {"result": {"clean": math.nan}}, {"result": {"clean": "99.9"}},
+    {"result": 3}, {"sizes": {"input": 4, "output": 8, "pad": 0, "mask": 2}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SAID, ids=lambda change: str(change)[:40])
+def test_a_model_that_says_what_cannot_be_is_refused(got, change):
+    path = got / "d0.2/model.safetensors"
+    rewritten(path, **change)
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 1 and "does not hold what it should" in done.error, done.error
+
+
+def test_results_with_an_impossible_accuracy_are_refused_by_the_report(tmp_path, capsys):
+    folder = make_run(tmp_path, "vpns", 7, {0.1: 100.5})
+    with pytest.raises(VPNsError, match=r"results\.csv is damaged"):
+        read_results(folder)
+    assert report("table", folder) == 1 and "is damaged" in capsys.readouterr().err
+
+
+# Bounds on what is read
+
+
+def test_a_small_file_is_read_whole_and_a_larger_one_not_at_all(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * 100)
+    assert read_small(path, 100) == b"x" * 100
+    with pytest.raises(OSError, match="more than 99 bytes"):
+        read_small(path, 99)
+
+
+@pytest.mark.parametrize("name", ["env.json", "run.json"])
+def test_large_settings_count_as_damaged(got, name):
+    changed(got / name, x="x" * files.SMALL)
+    assert read_object(got / name) == {} and again(got).code == 0
+
+
+def test_a_large_results_csv_is_refused(got, capsys):
+    with open(got / "results.csv", "ab") as file:
+        file.write(b"0" * files.SMALL)
+    assert report("table", got) == 1 and "no readable results.csv" in capsys.readouterr().err
+
+
+def test_a_large_side_car_is_refused(got):
+    path = got / "d0.2/model.safetensors"
+    path.with_name(f"{path.name}.sha256").write_bytes(b"0" * 5000)
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 1 and "model.safetensors.sha256 is no checksum" in done.error
+
+
+def test_a_long_log_is_read_from_its_end(got, tmp_path, capsys):
+    log = tmp_path / "log"
+    log.write_bytes(b"x\n" * files.SMALL + f"RESULT {json.dumps({'run': str(got)})}\n".encode())
+    assert report("table", log) == 0 and str(got) in capsys.readouterr().out
+
+
+def idx(*shape, data=None):
+    head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    return head + (bytes(math.prod(shape)) if data is None else data)
+
+
+def plant_idx(folder, images):
+    for split in ("train", "t10k"):
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(images)
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(10)))
+
+
+BOMBS = {
+    "more than it says": lambda: gzip.compress(idx(10, 8, 8)) + gzip.compress(bytes(2**24)) * 8,
+    "says too much": lambda: gzip.compress(idx(2**31, 28, 28, data=bytes(2**24))) * 2,
+    "says what it has not": lambda: gzip.compress(idx(2**20, 28, 28, data=b"x")),
+    "no header": lambda: gzip.compress(b"\0\0\x08"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_an_idx_file_unpacks_to_what_its_header_says_and_no_more(tmp_path, case):
+    plant_idx(tmp_path, BOMBS[case]())
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="train-images-idx3-ubyte.gz is damaged"):
+            load_data(DataConfig("mnist", str(tmp_path), 8, 4), 8, 4, torch.device("cpu"))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def encoded(kind, size=(4, 4)):
+    data = io.BytesIO()
+    Image.new("RGB", size).save(data, kind)
+    return data.getvalue()
+
+
+PICTURES = {
+    "PostScript": (lambda: encoded("EPS"), "no image"),
+    "PCX": (lambda: encoded("PCX"), "no image"),
+    "TGA": (lambda: encoded("TGA"), "no image"),
+    "67 million pixels": (lambda: encoded("PNG", (8200, 8200)), "8,200 x 8,200 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_a_picture_of_another_format_or_of_too_many_pixels_is_refused(tmp_path, case):
+    write, reason = PICTURES[case]
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(encoded("PNG"))
+    (tmp_path / "test/a/1.png").write_bytes(write())
+    words = ["--dataset", "imagefolder", "--data", tmp_path, "--label_mapping_mode", "none"]
+    words += ["--train_images", 0]  # all there are
+    done = run(tmp_path / "result", *NONE, *words)
+    assert done.code == 4 and "1.png" in done.error and reason in done.error
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_pictures_that_people_have_are_read_whatever_their_name_ends_in(tmp_path, kind):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.jpg").write_bytes(encoded(kind))
+    data = load_data(DataConfig("imagefolder", str(tmp_path), 4, 2), 4, 2, torch.device("cpu"))
+    assert [len(labels) for _, labels in data.test.batches()] == [2]
+
+
+def test_a_download_of_too_many_bytes_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.downloads.LOOK", 0.01)
+    with (
+        pytest.raises(OSError, match="more than 1,000 bytes came"),
+        bounded(tmp_path, 1000, 60),
+        open(tmp_path / "x", "wb") as file,
+    ):
+        for _ in range(6000):
+            file.write(b"x" * 100)
+            file.flush()
+            time.sleep(0.01)
+    assert (tmp_path / "x").stat().st_size < 6000 * 100
+
+
+def test_a_download_that_never_ends_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.downloads.LOOK", 0.01)
+    with pytest.raises(OSError, match="not whole after"), bounded(tmp_path, 1000, 0.05):
+        time.sleep(60)
+
+
+def test_a_bound_leaves_the_timer_of_others_as_it_was(tmp_path):
+    before = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        with bounded(tmp_path, 1000, 60):
+            pass
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+# Reports
+
+WORDS = r"\input{/etc/passwd}\write18{x} <script>alert(1)</script> [x](http://e) $\frac{$ | `x` *y*"
+
+
+@pytest.fixture
+def evil(tmp_path):
+    """The report's files on two runs whose settings are hostile, and one that failed."""
+    runs = tmp_path / "runs"
+    for seed, weights in ((7, "a"), (8, WORDS)):
+        folder = make_run(runs, "vpns", seed, {0.1: 90, 0.05: 80})
+        changed(folder / "config.json", weights=weights, network='=HYPERLINK("http://e")')
+        changed(folder / "env.json", python="x\n\n# Forged\n\n<script>", accelerator="$x$")
+    set_state(folder, "failed", "x\n\n# Forged\n\n<script>alert(1)</script>")
+    assert report(runs, "--out", tmp_path / "out") == 0
+    return tmp_path / "out"
+
+
+def test_latex_shows_commands_as_text(evil):
+    text = (evil / "table.tex").read_text()
+    assert r"\input{" not in text and r"\write18" not in text
+    assert r"\textbackslash{}input\{/etc/passwd\}" in text
+
+
+def test_markdown_shows_headings_links_and_html_as_text(evil):
+    lines = (evil / "report.md").read_text().split("```")[::2]  # commands are code, shown as it is
+    text = "".join(lines)
+    assert "<script" not in text and "# Forged" not in text.replace(r"\#", "")
+    assert "&lt;script&gt;" in text and r"\[x\](http://e)" in text
+
+
+def test_commands_of_a_report_stay_in_their_block_and_are_quoted(evil):
+    code = (evil / "report.md").read_text().split("```")[1]
+    assert code.startswith("bash\n") and f"'{WORDS}'" in code
+
+
+def test_a_spreadsheet_shows_formulas_as_text(evil):
+    cells = (evil / "table.csv").read_text().splitlines()[1:]
+    assert all(cell.startswith("\"'=HYPERLINK") for cell in cells)
+
+
+def test_mathtext_in_names_ends_no_report(evil):
+    assert (evil / "accuracy_vs_sparsity.png").stat().st_size > 1000
+
+
+def test_mathtext_in_the_name_of_a_run_ends_no_run(got):
+    named = got.rename(got.with_name(r"seed7-$\frac{$"))
+    done = run(got.parents[2], *QUICK, "--epochs", 1, "--keep_states", "--resume", named)
+    assert done.code == 0 and (named / "curves.png").exists()
