@@ -116,7 +116,7 @@ def test_a_run_with_a_stuck_decoder_ends_with_1_and_its_reason(
 
     def stick() -> None:
         decoding.PATIENCE = 0.2
-        Image.open = lambda path: time.sleep(60)
+        Image.open = lambda path, **_: time.sleep(60)
 
     flags = ["--dataset", "imagefolder", "--data", tmp_path / "images", "--train_images", 0,
              "--batch_size", 4, "--density_list", 0.1, "--workers", 2, *words]  # fmt: skip
