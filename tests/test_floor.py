@@ -261,4 +261,5 @@ def test_the_mask_of_a_state_of_the_search_has_the_floor(tmp_path: Path, weights
         before=lambda: cli.at_call(*hook),
     )  # fmt: skip
     (state,) = cli.only_run(tmp_path / "run").glob("d0.1/state-1.pt")
-    assert min(layer_densities(read_checkpoint(state, {"weights": str(weights)}).masks).values()) >= 0.08
+    masks = read_checkpoint(state, {"weights": str(weights)}).masks
+    assert min(layer_densities(masks).values()) >= 0.08
