@@ -115,14 +115,32 @@ def test_of_equal_values_at_the_threshold_the_first_are_kept() -> None:
     assert keep.tolist() == [False, True, True, True, False]
 
 
-def test_an_accelerator_selects_the_same() -> None:
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7, 0.98])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_accelerator_selects_the_same(pattern, share: float) -> None:
     """Its arithmetic, run on the CPU."""
-    for pattern in PATTERNS:
-        values = pattern()
-        pruned = int(0.7 * MANY)
-        on_device = selection._select_on_device(values, pruned)
-        assert int(on_device.sum()) == MANY - pruned
-        assert torch.equal(on_device, select_top(values, 1 - pruned / MANY))
+    values, pruned = pattern(), int(share * MANY)
+    on_device = selection._select_on_device(values, pruned)
+    assert int(on_device.sum()) == MANY - pruned
+    assert torch.equal(on_device, select_top(values, 1 - pruned / MANY))
+
+
+@pytest.mark.parametrize("size", [1, 2, selection.ROW - 1, selection.ROW, 3 * selection.ROW + 5])
+@pytest.mark.parametrize("kinds", [1, 2, 7])
+def test_an_accelerator_keeps_the_first_of_equal_values(size: int, kinds: int) -> None:
+    values = torch.randint(kinds, (size,), generator=torch.Generator().manual_seed(size)).float()
+    ranks = torch.sort(-values, stable=True).indices
+    for pruned in {0, 1, size // 3, size // 2, size - 1} & set(range(size)):
+        expected = torch.zeros(size, dtype=torch.bool)
+        expected[ranks[: size - pruned]] = True
+        assert torch.equal(selection._select_on_device(values, pruned), expected)
+
+
+def test_an_accelerator_counts_ties_row_by_row() -> None:
+    flags = torch.rand(5 * selection.ROW + 3, generator=torch.Generator().manual_seed(0)) < 0.3
+    for count in (0, 1, 1000, selection.ROW, int(flags.sum()) - 1, int(flags.sum())):
+        expected = flags & (flags.cumsum(0) <= count)
+        assert torch.equal(selection._first_true(flags, torch.tensor(count)), expected)
 
 
 @pytest.mark.parametrize("step", [0.0, 1e-6, 1e-3, 1.0])
