@@ -40,8 +40,26 @@ class Backbone:
     std: tuple[float, float, float] = IMAGENET_STD
 
 
+class Pool(nn.AdaptiveAvgPool2d):
+    """Adaptive pooling that leaves images of its own size alone, as pooling them would.
+
+    VGG's, at 224 pixels: on a GPU its gradient has no deterministic kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, *output_size)."""
+        return x if x.shape[-2:] == torch.Size(self.output_size) else super().forward(x)
+
+
 def _torchvision(name: str, head: str, source: str) -> Backbone:
-    return Backbone(lambda classes: get_model(name, num_classes=classes), head, "imagenet", source)
+    def build(classes: int) -> nn.Module:
+        network = get_model(name, num_classes=classes)
+        for layer, module in list(network.named_children()):
+            if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size != (1, 1):
+                setattr(network, layer, Pool(module.output_size))
+        return network
+
+    return Backbone(build, head, "imagenet", source)
 
 
 NETWORKS: dict[str, Backbone] = {

@@ -33,7 +33,7 @@ from utils.tensors import read_tensors, require_amounts, understood
 SAYS = frozenset((
     "network", "dataset", "weights", "seed", "label_mapping_mode", "min_layer_density",
     "prompt_method", "prune_mode", "prune_method", "input_size", "output_size", "pad_size",
-    "mask_size", "amp", "channels_last", "tf32",
+    "mask_size", "amp", "channels_last", "tf32", "full_float32",
 ))  # fmt: skip
 PIXELS = 2**24  # of canvas at a time, whatever canvas a file asks for
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here

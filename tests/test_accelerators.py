@@ -5,6 +5,7 @@ the CPU has autocast, loss scaling and a compiler too.
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -381,7 +382,48 @@ def test_tf32_is_as_asked_whatever_ran_before(tmp_path: Path, tf32_restored: Non
     for flags, expected in ((["--tf32"], True), ([], False), (["--tf32"], True)):
         assert run(tmp_path, *words, *flags, "--resume", "none").code == 0
         assert torch.backends.cuda.matmul.allow_tf32 is expected
-        assert torch.backends.cudnn.allow_tf32 is expected
+        assert torch.backends.cudnn.allow_tf32 is True  # torch's default, and the authors'
+    assert run(tmp_path, *words, "--full_float32").code == 0
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_tf32_and_full_float32_contradict_each_other(tmp_path: Path) -> None:
+    done = run(tmp_path, *QUICK, "--tf32", "--full_float32")
+    assert done.code == 2 and "contradict" in done.error and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """Deterministic kernels are a switch of the process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    workspace = os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.backends.cudnn.deterministic = False
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    if workspace is not None:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"), [("cuda", "on", True), ("cuda", "off", False), ("cpu", "on", 0)]
+)
+def test_a_gpu_computes_by_deterministic_kernels_unless_told(
+    switches: None, name: str, asked: str, expected: bool
+) -> None:
+    Precision(deterministic=asked).begin(torch.device(name))
+    assert torch.are_deterministic_algorithms_enabled() == expected
+    assert torch.backends.cudnn.deterministic == expected
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if expected else None)
+
+
+def test_a_workspace_that_the_user_has_chosen_stays(
+    switches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    Precision().begin(torch.device("cuda"))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_device_without_the_precision_is_refused_in_one_line(

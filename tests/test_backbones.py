@@ -326,6 +326,16 @@ def test_a_damaged_file_in_the_folder_of_torch_hub_is_named(hub):
         build_network("tiny", "imagenet")
 
 
+def test_vggs_pooling_leaves_images_of_its_own_size_alone():
+    network = build_network("vgg16", "none")
+    theirs = torch.nn.AdaptiveAvgPool2d((7, 7))
+    for side in (7, 2, 9):
+        x = torch.randn(2, 3, side, side)
+        assert torch.equal(network.avgpool(x), theirs(x))
+    x = torch.randn(2, 3, 7, 7, requires_grad=True)
+    assert network.avgpool(x) is x
+
+
 def test_vgg_is_vgg16():
     config, typed = parse_flags(NetworkConfig(), ["--network", "vgg"])
     assert (config.network, typed) == ("vgg16", {"network"})

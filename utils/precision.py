@@ -3,6 +3,7 @@
 Weights, scores, prompt, loss, optimizer states and the choice of the masks stay float32.
 """
 
+import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,13 @@ class Precision:
     channels_last: bool = flag(False, "keep activations in channels-last memory order")
     compile: bool = flag(False, "compile the network (torch.compile); needs a C++ compiler")
     tf32: bool = flag(
-        False, "let NVIDIA GPUs round the factors of convolutions and matrix products to TF32")
+        False, "let NVIDIA GPUs round the factors of matrix products to TF32, as they do those of "
+        "convolutions (torch's default, and the authors')")
+    full_float32: bool = flag(False, "use TF32 nowhere, not in convolutions either")
+    deterministic: str = flag(
+        "on", "off lets a GPU use kernels whose last digits differ from run to run, some of them "
+        "faster: two runs then differ, and so does one that was stopped",
+        choices=("on", "off"))
 
     @property
     def scales_loss(self) -> bool:
@@ -39,14 +46,27 @@ class Precision:
     def begin(self, device: torch.device) -> None:
         """Set the process-wide switches, on or off, whatever they were before.
 
-        Raises UsageError when `device` cannot run the network in this precision.
+        Raises UsageError when `device` cannot run the network in this precision, or when flags
+        contradict each other.
         """
+        if self.tf32 and self.full_float32:
+            raise UsageError("--tf32 and --full_float32 contradict each other: choose one")
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.allow_tf32 = not self.full_float32
+        self._make_deterministic(device.type == "cuda" and self.deterministic == "on")
         if self.amp != "none" and not _autocasts(device, DTYPES[self.amp]):
             raise UsageError(
                 f"--amp {self.amp} does not work on {device} here: choose another --amp or --device"
             )
+
+    def _make_deterministic(self, wanted: bool) -> None:
+        """Equal runs on a GPU give equal bits; torch warns of an operation that cannot."""
+        if wanted:  # read when cuBLAS begins, at the first matrix product
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
+        torch.backends.cudnn.deterministic = wanted
+        # Nothing here reads memory before it is written: filling it first would only cost time.
+        torch.utils.deterministic.fill_uninitialized_memory = not wanted
 
     def prepare(self, network: nn.Module) -> None:
         """Compile `network` in place if asked to; its state-dict keys stay what they are."""
