@@ -20,6 +20,9 @@ class Crops(NamedTuple):
     def of(self, rows: Tensor | slice) -> "Crops":
         return Crops(self.tops[rows], self.lefts[rows], self.flips[rows])
 
+    def to(self, device: torch.device) -> "Crops":
+        return Crops(*(tensor.to(device) for tensor in self))
+
 
 def clean_size(input_size: int) -> int:
     """The side that clean images have before the crop: floor(9/8 * input_size)."""

@@ -13,6 +13,7 @@ from data.transforms import Crops, draw_crops, to_batch
 from utils.seed import generator
 
 Batch = tuple[Tensor, Tensor]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,20 @@ class View:
 
     def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
         """The epoch that `key` names, from batch `start` on. Raises DataError on a damaged file."""
-        self._pixels.copies(self._look.resize_to)  # now: between steps a stop waits for its answer
-        batches = self._batches(key, start)
+        # Now: between steps a stop waits for its answer.
+        copies = self._pixels.copies(self._look.resize_to)
+        batches = self._batches(key, start, CPU if copies is None else copies.device)
         return batches if self._look.device.type == "cpu" else ahead(batches)
 
-    def _batches(self, key: tuple, start: int) -> Iterator[Batch]:
+    def _batches(self, key: tuple, start: int, home: torch.device) -> Iterator[Batch]:
+        """An epoch's order, crops and labels go to the `home` of the images at once."""
         order, crops = self._draw(key)
-        look, parts = self._look, order.split(self._look.batch_size)[start:]
+        labels, crops = self.labels.to(home), crops and crops.to(home)
+        look, parts = self._look, order.to(home).split(self._look.batch_size)[start:]
         sources = self._pixels.batches(look.resize_to, parts)
         for part, (pixels, rows) in zip(parts, sources, strict=True):
             x = to_batch(pixels, rows, crops and crops.of(part), look.size, look.device)
-            yield x, self.labels[part].to(look.device, non_blocking=True)
+            yield x, labels[part].to(look.device, non_blocking=True)
 
     def _draw(self, key: tuple) -> tuple[Tensor, Crops | None]:
         if not self._look.shuffled:

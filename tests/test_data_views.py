@@ -11,10 +11,11 @@ from PIL import Image
 
 import data.load as load_module
 from data import DataConfig, cache, load_data
+from data.cache import Resized, Room
 from data.decoding import at_sizes
 from data.images import ArrayImages, Part, Splits, stratified
 from data.transforms import Crops, draw_crops, resize, to_batch
-from data.views import ahead
+from data.views import Look, View, ahead
 from utils.errors import DataError, UsageError
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -232,6 +233,23 @@ def test_a_batch_is_made_on_the_device_wherever_its_copies_are(home, margin):
     batch = to_batch(pixels, rows, crops, 18 - (margin or 0), META)
     assert batch.device == META and batch.dtype == torch.float32
     assert batch.shape == (4, 3, *[18 - (margin or 0)] * 2)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_order_crops_and_labels_of_an_epoch_go_to_the_device_at_once(monkeypatch, augmented):
+    images = ArrayImages(torch.zeros(12, 3, 9, 9, dtype=torch.uint8))
+    pixels = Resized(images, (9,), Room(10**6, META, on_device=10**6), 0)
+    look = Look(8 if augmented else 9, 9, 4, META, shuffled=True, augmented=augmented)
+    view, moved, move = View("clean", pixels, torch.zeros(12).long(), look), [], torch.Tensor.to
+
+    def counted(tensor, *where, **how):
+        if tensor.device.type == "cpu" and META in where:
+            moved.append(tuple(tensor.shape))
+        return move(tensor, *where, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    assert len(list(view.batches(1))) == 3
+    assert moved == [(12,)] * (5 if augmented else 2)
 
 
 def test_working_ahead_keeps_order_and_errors():
