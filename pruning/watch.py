@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from pruning.state import tensors_of
 from utils.errors import NumericError
@@ -22,11 +23,11 @@ class Watch:
     def look(self, training: "Training", loss: Tensor) -> None:
         """Note whether loss and moving parameters are finite.
 
-        A sum is finite if all its terms are, unless it overflows: `require_finite` looks again.
+        A norm is finite if all its terms are, unless it overflows: `require_finite` looks again.
+        One norm over all tensors takes a few launches on an accelerator, a sum each takes many.
         """
-        moving = (tensor for group in training.stage.groups for tensor in group.tensors)
-        sums = torch.stack([loss.detach(), *(tensor.sum() for tensor in moving)])
-        self._finite &= torch.isfinite(sums).all()
+        moving = [tensor for group in training.stage.groups for tensor in group.tensors]
+        self._finite &= torch.isfinite(get_total_norm([loss.detach(), *moving]))
         if loss.device.type == "cpu":
             self.require_finite(training, loss)
 
