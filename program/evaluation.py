@@ -126,17 +126,17 @@ def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -
 def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
     head = len(tensors[f"{NETWORKS[meta['network']].head}.weight"])
     sizes, program = Sizes(**meta["sizes"]), meta["program"]
+    result, flags = meta.get("result", {}), _known_flags(meta["config"])
+    if complete(replace_flags(Config(), flags)).sizes != sizes:  # which are bounded
+        raise ValueError("its sizes are not those of its flags")
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
     model = classifier(meta["network"], "none", head, prompt)
     restore(model, tensors, meta)
-    result, flags = meta.get("result", {}), _known_flags(meta["config"])
     claimed = result.get("clean")
     if claimed is not None:
         require_amounts(result, "clean", most=100)
-    if complete(replace_flags(Config(), flags)).sizes != sizes:
-        raise ValueError("its sizes are not those of its flags")
     return Checkpoint(model, masks_of(tensors, meta), flags, claimed)
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,9 @@ def find_dense(run: Path) -> Row | None:
         agreeing = sum(name in other and other[name] == value for name, value in config)
         return agreeing, (dense / "run.json").stat().st_mtime
 
-    rows = read_results(max(finished, key=fit))
-    return rows[0] if rows else None
+    with suppress(VPNsError):  # somebody's damaged run does not end this one
+        return next(iter(read_results(max(finished, key=fit))), None)
+    return None
 
 
 def find_runs(path: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from utils.checkpoint import load_model, save_model
 from utils.downloads import bounded
 from utils.errors import DataError, VPNsError, printable
 from utils.files import atomic_write, read_object, read_small
+from utils.tensors import read_tensors
 
 NONE = [*QUICK, "--epochs", 0]
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
@@ -423,6 +424,37 @@ def test_a_small_file_is_read_whole_and_a_larger_one_not_at_all(tmp_path):
 def test_large_settings_count_as_damaged(got, name):
     changed(got / name, x="x" * files.SMALL)
     assert read_object(got / name) == {} and again(got).code == 0
+
+
+@pytest.mark.parametrize("depth", [19, 21, 100, 500, 900, 950, 990, 2000])
+def test_settings_of_any_depth_stop_nothing(got, depth):
+    text = '{"epochs": ' + "[" * depth + "]" * depth + "}"
+    for name in ("env.json", "run.json", "config.json"):
+        (got / name).write_text(text)
+    (got / "metrics.jsonl").write_text(f'{{"density": 0.2, "x": {text}}}\n')
+    other = got.with_name("seed7-00000000")
+    other.mkdir()
+    (other / "config.json").write_text(text)
+    assert run(got.parents[2], *QUICK, "--epochs", 0, "--dry_run").code == 0
+    assert run(got.parents[2], *QUICK, "--epochs", 0).code == 0
+    assert again(got).code == 0
+
+
+def test_a_damaged_dense_run_beside_it_ends_no_run(got):
+    beside = got.parent.with_name("resnet20-digits-dense") / "seed7-00000000"
+    shutil.copytree(got, beside)
+    (beside / "results.csv").write_text("density,clean\nx,y\n")
+    (got / "d0.2/model.safetensors").unlink()
+    assert again(got).code == 0
+
+
+def test_a_file_larger_than_the_memory_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.tensors.usable_memory", lambda: 2**20)
+    for name in ("w.pth", "w.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(2**20)  # takes no room on the disk
+        with pytest.raises(VPNsError, match="larger than half of the memory"):
+            read_tensors(tmp_path / name)
 
 
 def test_a_large_results_csv_is_refused(got, capsys):

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from utils.errors import VPNsError
 
+DEEPEST = 20  # containers within each other, in JSON
 SMALL = 2**20  # bytes of a file of settings or results
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -129,12 +130,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any] | None:
-    """A text as a JSON object, or None when it is none."""
+    """A text as a JSON object, or None when it is none, or deeper than what we write."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not _deep(value) else None
+
+
+def _deep(value: Any) -> bool:
+    """Whether containers lie more than DEEPEST within each other; printing them may never end."""
+    inside = [value]
+    for _ in range(DEEPEST):
+        inside = [i for v in inside for i in (v.values() if isinstance(v, dict) else v)
+                  if isinstance(i, dict | list)]  # fmt: skip
+    return bool(inside)
 
 
 def is_amount(value: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Size, Tensor, dtype
 
 from utils.errors import VPNsError, note
 from utils.files import is_amount, leads_outside, read_small, sha256_file, side_car
+from utils.memory import usable_memory
 from utils.signals import signals_later
 from utils.torch_file import read_torch
 
@@ -33,6 +34,8 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
         raise VPNsError(f"{path} is not a file of weights: its name must end in {ends}")
     if not path.is_file():
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    if path.stat().st_size > usable_memory() // 2:
+        raise VPNsError(f"{path} is larger than half of the memory: no file of weights")
     try:
         with signals_later():
             compared = _check_side_car(path)
