@@ -366,6 +366,7 @@ def test_grid_of_methods_and_seeds_ends_with_their_report(project):
     assert "| dense | 99.00 ± 0.00 |" in report(project)
 
 
+@pytest.mark.slow
 def test_repeated_grid_prints_and_writes_the_same(project):
     grid = {"METHODS": "vpns hydra", "SEEDS": "1", "FAKE_REPORT": "1"}
     first, text = project.run("bash", "vpns.sh", **grid), report(project)
@@ -374,6 +375,7 @@ def test_repeated_grid_prints_and_writes_the_same(project):
     assert report(project) == text
 
 
+@pytest.mark.slow
 def test_report_is_on_the_earlier_methods_of_the_experiment_too(project):
     for methods in ("vpns", "hydra"):
         project.run("bash", "vpns.sh", METHODS=methods, SEEDS="1", FAKE_REPORT="1")
@@ -396,6 +398,7 @@ def test_grid_in_which_everything_fails_has_no_report(project):
     assert (done.returncode, (project.root / "result/vpns/report").exists()) == (3, False)
 
 
+@pytest.mark.slow
 def test_report_finds_runs_that_went_to_another_folder(project, tmp_path):
     project.run("bash", "vpns.sh", "--save_dir", str(tmp_path / "x"), SEEDS="1", FAKE_REPORT="1")
     assert "| vpns |" in report(project)
