@@ -32,12 +32,18 @@ def refuse_links(folder: Path, base: Path) -> None:
     may be a link itself.
     """
     places = [place for place in (folder, *folder.parents) if base in place.parents]
-    for inside, folders, files in os.walk(folder):
-        places += [Path(inside, name) for name in (*folders, *files)]
+    if folder.exists():
+        for inside, folders, files in os.walk(folder, onerror=_unlisted):
+            places += [Path(inside, name) for name in (*folders, *files)]
     for place in places:
         if place.is_symlink():
             raise VPNsError(f"{place} is a link, which no result is written through: put what it "
                             "leads to in its place, or remove it")
+
+
+def _unlisted(error: OSError) -> None:
+    """A folder that cannot be listed may hold links all the same."""
+    raise VPNsError(f"{error.filename} cannot be listed ({error.strerror}): make it readable")
 
 
 def open_to_all(folder: Path, base: Path) -> Path | None:

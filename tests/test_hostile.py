@@ -102,6 +102,21 @@ def test_a_link_between_the_results_and_the_run_is_refused(got, tmp_path, depth)
     assert done.code == 1 and done.error.startswith(f"{place} is a link")
 
 
+def test_a_run_folder_that_cannot_be_listed_is_refused(got, monkeypatch):
+    scan = os.scandir
+
+    def refused(path="."):
+        if str(path) == str(got):
+            raise PermissionError(13, "Permission denied", str(got))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    done = again(got)
+    assert done.code == 1 and done.error == (
+        f"{got} cannot be listed (Permission denied): make it readable"
+    )
+
+
 def test_the_folder_of_all_results_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "result").symlink_to(tmp_path / "disk")
