@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -84,21 +85,23 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     No more is read, or unpacked, than its header says.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener, data = gzip.open if path.suffix == ".gz" else open, bytearray()
     try:
         with opener(path, "rb") as file:
-            start = file.read(4 + 4 * dimensions)
-            shape = tuple(map(int, np.frombuffer(start[4:], dtype=">u4", count=dimensions)))
-            size = math.prod(shape)
-            if start[:4] != bytes([0, 0, 8, dimensions]) or size > MOST_PIXELS:
-                raise ValueError("no header of such a file")
-            data = bytearray()
+            shape = _idx_shape(file.read(4 + 4 * dimensions), dimensions)
+            size = -1 if shape is None else math.prod(shape)
             while len(data) <= size and (piece := file.read(min(PIECE, size + 1 - len(data)))):
                 data += piece
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): fetch the file again") from error
-    except ValueError:
-        data, size = b"", 1
     if len(data) != size:
         raise DataError(f"{path} is damaged (no {dimensions}-d idx file): fetch it again")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _idx_shape(header: bytes, dimensions: int) -> tuple[int, ...] | None:
+    """The shape in the first bytes of an idx file; None when they are no header of such a file."""
+    if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
+        return None
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    return shape if math.prod(shape) <= MOST_PIXELS else None

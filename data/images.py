@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.picture import refusal, size_of
+from data.picture import refusal
 from utils.errors import printable
+from utils.files import size_of
 from utils.seed import generator
 
 SIZED, READ = 20_000, 256  # files of a set of which the size, and the content, is looked at

@@ -10,14 +10,13 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from tempfile import TemporaryDirectory
 
 from data.archives import guarded
 from data.images import Splits
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
-from utils.downloads import bounded
-from utils.errors import DataError
+from utils.downloads import fetched
+from utils.errors import DataError, message_of
 
 PARTS = ("training", "test")  # as messages call them
 DEFAULT_FOLDERS = ("dataset", "datasets")
@@ -104,7 +103,7 @@ def _begun(spec: Spec, root: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return message_of(error) or type(error).__name__
 
 
 def _fetch_into(spec: Spec, target: Path) -> None:
@@ -113,13 +112,10 @@ def _fetch_into(spec: Spec, target: Path) -> None:
     patience, most = socket.getdefaulttimeout(), 4 * spec.bytes  # packed, unpacked, and more
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(".tmp", f".{target.name}.", target.parent) as aside:
-            with guarded(), bounded(Path(aside), most, MOST_SECONDS):
-                spec.fetch(Path(aside))
+        with guarded(), fetched(target.parent, spec.fetch, most, MOST_SECONDS) as aside:
             if _missing(spec, target):
                 target.mkdir(exist_ok=True)
-                for entry in Path(aside).iterdir():
+                for entry in aside.iterdir():
                     os.replace(entry, target / entry.name)
     finally:
         socket.setdefaulttimeout(patience)

@@ -1,8 +1,6 @@
 """One image file: decoded to RGB, or examined without keeping its pixels."""
 
-import errno
 import math
-import stat
 import struct
 import warnings
 import zlib
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import DataError
+from utils.files import size_of
 
 # PIL warns of odd metadata, which is no fault of the pixels, and of damage, which is an error here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -63,14 +62,6 @@ def examine(path: Path) -> tuple[str, tuple[str, ...]]:
     except UNREADABLE as error:
         return _reason(path, error), ()
     return "", conversions
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a regular file, which is not opened. Raises OSError when it is missing or none."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "no regular file")
-    return status.st_size
 
 
 def _opened(path: Path) -> Image.Image:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data import DataConfig, load_data
-from program.evaluation import read_checkpoint
+from program.checkpoints import read_checkpoint
 
 LAYER = "layer2.1.conv1.weight"
 DIGIT = 0  # of the test images

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_weight
 
-from utils.downloads import MOST_BYTES, MOST_SECONDS, bounded
+from utils.downloads import fetched
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -90,17 +89,16 @@ def hub_state(entry: str) -> dict[str, Tensor]:
 
 def _fetch_hub(url: str, path: Path, digest: str | None) -> None:
     """Download `url` to `path`, which appears when the start of its SHA-256 is `digest`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder,
-            bounded(Path(folder), MOST_BYTES, MOST_SECONDS),
-            redirect_stdout(sys.stderr),  # torch.hub prints there; ours ends with RESULT
-        ):
-            aside = Path(folder) / path.name
+
+    def fetch(folder: Path) -> None:
+        with redirect_stdout(sys.stderr):  # torch.hub prints there; ours ends with RESULT
             print(f"downloading {url} to {path}")
-            torch.hub.download_url_to_file(url, str(aside), digest, sys.stderr.isatty())
-            os.replace(aside, path)
+            aside = str(folder / path.name)
+            torch.hub.download_url_to_file(url, aside, digest, sys.stderr.isatty())
+
+    try:
+        with fetched(path.parent, fetch) as folder:
+            os.replace(folder / path.name, path)
     except (OSError, RuntimeError, HTTPException) as error:
         what = f"cannot download {path.name} ({first_line(error)})"
         raise VPNsError(f"{what}: get {url} yourself and put it in {path.parent}") from error

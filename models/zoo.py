@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -19,11 +18,11 @@ from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 from utils.checkpoint import write_side_car
-from utils.downloads import MOST_BYTES, MOST_SECONDS, bounded
+from utils.downloads import fetched
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
-from utils.torch_pickle import ZIP_START
+from utils.torch_look import ZIP_START
 
 TIMEOUT = 60  # seconds without a byte
 AGAIN = ": get it again"  # how the reader ends what it says of a damaged file
@@ -94,12 +93,9 @@ def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
             raise VPNsError(f"{fault.removesuffix(AGAIN)}: {way} {link}")
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
-            aside = Path(folder) / name
-            print(f"downloading {link} to {path}", file=sys.stderr)
-            with bounded(Path(folder), MOST_BYTES, MOST_SECONDS):
-                download(aside)
+        print(f"downloading {link} to {path}", file=sys.stderr)
+        with fetched(path.parent, lambda folder: download(folder / name)) as folder:
+            aside = folder / name
             fault = _fault(aside)
             if fault is None:
                 write_side_car(path, sha256_file(aside))  # first, so that later damage is noticed

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import Interrupted, VPNsError, printable
+from utils.errors import Interrupted, VPNsError, message_of
 from utils.files import NO_ROOM, write_problem
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line."""
-    text = printable(" ".join(str(error).split()))
+    text = message_of(error)
     if isinstance(error, VPNsError | Interrupted):
         return text
     if isinstance(error, OSError):

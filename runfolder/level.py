@@ -34,7 +34,7 @@ class Level:
             return None
         try:
             tensors, meta = load_model(self.model_path)
-            row = read_row(self.model_path)
+            row = read_row(self.model_path, meta)
             if row["density"] != self.density:
                 raise VPNsError(f"{self.model_path} has density {row['density']}")
             with understood(self.model_path):

@@ -36,9 +36,13 @@ def refuse_links(folder: Path, base: Path) -> None:
         for inside, folders, files in os.walk(folder, onerror=_unlisted):
             places += [Path(inside, name) for name in (*folders, *files)]
     for place in places:
-        if place.is_symlink():
-            raise VPNsError(f"{place} is a link, which no result is written through: put what it "
-                            "leads to in its place, or remove it")
+        _refuse_link(place)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise VPNsError(f"{path} is a link, which no result is written through: put what it "
+                        "leads to in its place, or remove it")
 
 
 def _unlisted(error: OSError) -> None:
@@ -59,8 +63,7 @@ def open_own(path: Path) -> IO[str]:
     Raises VPNsError for a link, a file with a second name elsewhere, and a pipe, which would wait
     for a reader; OSError when it cannot be written.
     """
-    if path.is_symlink():
-        raise VPNsError(f"{path} is a link, which no result is written through: remove it")
+    _refuse_link(path)
     handle = os.open(path, _ADD, 0o666)
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

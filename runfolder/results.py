@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import VPNsError, printable
-from utils.files import SMALL, atomic_write, parse_object, read_object, read_small
+from utils.files import SMALL, atomic_write, parse_object, read_object, read_small, size_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,10 +106,9 @@ def run_folder(path: Path) -> Path:
 
 def _end_of(log: Path) -> str:
     """The last part of a log, which may be long."""
-    if log.exists() and not log.is_file():
-        raise OSError("no regular file")
+    start = max(0, size_of(log) - SMALL)
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - SMALL))
+        file.seek(start)
         return file.read(SMALL).decode(errors="replace")
 
 

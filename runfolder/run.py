@@ -13,7 +13,7 @@ from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
 from runfolder.surroundings import Surroundings
 from utils.checkpoint import read_meta
-from utils.errors import Interrupted, VPNsError, printable
+from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, is_amount, read_object, write_json
 from utils.signals import Stop
 from utils.tensors import require_amounts, understood
@@ -63,7 +63,7 @@ class Run:
                 self.stop.ignore()
                 state = "interrupted"
             with suppress(VPNsError):
-                self.state(state, printable(" ".join(str(error).split())) or kind.__name__)
+                self.state(state, message_of(error) or kind.__name__)
         self.close()
 
     def say(self, line: str) -> None:
@@ -96,9 +96,9 @@ class Run:
         self._lock.close()
 
 
-def read_row(path: Path) -> dict[str, Any]:
-    """The results row in a model file. Raises VPNsError when it has none."""
-    row = read_meta(path).get("result")
+def read_row(path: Path, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The results row in a model file, whose metadata may be at hand. VPNsError without one."""
+    row = (read_meta(path) if meta is None else meta).get("result")
     with understood(path):
         missing = ("before", "after_search", "prompted")
         there = [n for n in COLUMNS if n not in missing or row[n] is not None]

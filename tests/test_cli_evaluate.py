@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from test_foreign import authors_mask, checkpoint, layers_of, scores_of
 
 from data import DataConfig, load_data
-from program.evaluation import read_checkpoint
+from program.checkpoints import read_checkpoint
 from runfolder.stage_log import StageLog
 
 LEVEL = ["--density_list", "0.1", "--epochs", 2, "--eval_every", 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models import build_network
 from models.artifact import masks_of
-from program.evaluation import read_checkpoint
+from program.checkpoints import read_checkpoint
 from pruning import METHODS
 from pruning.masks import keep_top, kept_count, layer_densities, prunable
 from runfolder.stage_log import StageLog

@@ -26,7 +26,7 @@ from test_strangers import CPU, QUICK
 
 from data import SPECS, DataConfig, load_data
 from program import evaluation
-from program.evaluation import SAYS, read_checkpoint
+from program.checkpoints import SAYS, read_checkpoint
 from runfolder.own import lock, open_own
 from runfolder.results import read_results
 from runfolder.shared import Shared

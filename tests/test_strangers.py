@@ -30,7 +30,7 @@ from torch import nn
 
 from runfolder.level import Level
 from runfolder.stage_log import StageLog
-from utils import torch_pickle
+from utils import torch_look, torch_pickle
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
 from utils.tensors import read_tensors
@@ -344,7 +344,7 @@ def test_a_small_hostile_pickle_takes_neither_memory_nor_time(tmp_path, case):
     refusal(tmp_path / "w.pt")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < torch_pickle.SECONDS + 3
+    assert spent < torch_look.SECONDS + 3
     assert (tmp_path / "w.pt").stat().st_size < 1000
 
 
@@ -362,7 +362,7 @@ def test_attributes_of_a_dict_are_left_out(tmp_path):
 def test_the_process_that_looks_has_no_rights(tmp_path):
     attempts = (
         "import os, socket, sys; sys.path.append(sys.argv[1])\n"
-        "from utils.torch_pickle import give_up_rights\n"
+        "from utils.torch_look import give_up_rights\n"
         "give_up_rights(0)\n"
         "acts = [lambda: open('/dev/null'), lambda: open('x', 'w'), lambda: socket.socket(),\n"
         "        lambda: os.pipe(), lambda: bytearray(2**30)]\n"

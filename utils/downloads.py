@@ -1,15 +1,33 @@
-"""A bound on what a download may take: bytes on the disk, and time as a whole."""
+"""Downloads: made in a folder of their own, and bounded in bytes and in time as a whole."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
 LOOK = 2.0  # seconds between looks at what has come
+
+
+@contextmanager
+def fetched(
+    parent: Path, fetch: Callable[[Path], object], most: int = MOST_BYTES,
+    seconds: float = MOST_SECONDS,
+) -> Iterator[Path]:  # fmt: skip
+    """A new folder in `parent` that `fetch(folder)` has filled, and that goes with the block.
+
+    What is moved out of it in the block is whole. Raises what `fetch` raises, and OSError as in
+    `bounded`.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
+        with bounded(Path(folder), most, seconds):
+            fetch(Path(folder))
+        yield Path(folder)
 
 
 @contextmanager

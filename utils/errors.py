@@ -12,6 +12,11 @@ def printable(text: object, most: int = MOST) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
+def message_of(error: BaseException) -> str:
+    """The text of an error as one line; '' when it has none."""
+    return printable(" ".join(str(error).split()))
+
+
 def note(line: str) -> None:
     """Tell the user something that stops nothing."""
     print(f"note: {printable(line)}")

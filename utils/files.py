@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -110,10 +111,17 @@ def write_problem(path: Path, error: OSError) -> str:
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a regular file, which is not opened. Raises OSError when it is missing or none."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    return status.st_size
+
+
 def read_small(path: Path, most: int = SMALL) -> bytes:
     """The bytes of a regular file of at most `most`. Raises OSError for any other."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+    size_of(path)  # opening a pipe would wait for somebody who writes into it
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:

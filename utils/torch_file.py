@@ -1,6 +1,6 @@
 """Files of torch.save, read without torch's help: nothing in them is run, and none takes much.
 
-A process without rights looks at the pickle (utils/torch_pickle.py) and says where the values of
+A process without rights looks at the pickle (utils/torch_look.py) and says where the values of
 the tensors lie; they are read from there.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from utils.errors import VPNsError
 
 ROOT = str(Path(__file__).parents[1])
-LOOK = f"import sys; sys.path.append({ROOT!r}); from utils.torch_pickle import main; main()"
+LOOK = f"import sys; sys.path.append({ROOT!r}); from utils.torch_look import main; main()"
 # Seconds that a look may take, and bytes a second that a slow disk may have.
 PATIENCE, SLOWEST = 60, 5 * 2**20
 CONTAINERS = {"list": list, "tuple": tuple, "set": set}

@@ -1,0 +1,197 @@
+"""Checkpoints as classifiers: model files and states of ours, files of the authors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import PromptedClassifier
+from models.artifact import masks_of, restore
+from models.backbones import NETWORKS, backbone, weights_file
+from models.foreign import ForeignPrompt, read_authors
+from models.pretrained import few, is_here
+from program.model import classifier
+from program.settings import Config, complete
+from prompts import Sizes, build_prompt
+from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
+from utils.checkpoint import read_meta
+from utils.config import check_flags, replace_flags
+from utils.counts import count_at
+from utils.errors import UsageError
+from utils.tensors import read_tensors, require_amounts, understood
+
+# What a file may say of itself: how its network is built and shown images. Where data lie, what is
+# fetched, how many images or threads at a time: flags and the program's own bounds decide.
+SAYS = frozenset((
+    "network", "dataset", "weights", "seed", "label_mapping_mode", "min_layer_density",
+    "prompt_method", "prune_mode", "prune_method", "input_size", "output_size", "pad_size",
+    "mask_size", "amp", "channels_last", "tf32", "full_float32",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier read from a file, its masks, and the flags that it was made with."""
+
+    model: PromptedClassifier
+    masks: Mapping[str, Tensor]
+    flags: Mapping[str, Any]
+    claimed: float | None = None  # the accuracy that the file itself states, percent
+    notes: tuple[str, ...] = ()
+    ours: bool = True
+
+
+def completed(flags: Mapping[str, Any]) -> Config:
+    """The defaults with these flags, completed."""
+    return complete(replace_flags(Config(), flags))
+
+
+def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
+    """A model file or state of ours, or a file of the authors, told apart by what it holds."""
+    tensors = read_tensors(path)
+    with understood(path):
+        if path.suffix == ".safetensors":
+            checkpoint = _read_model(tensors, read_meta(path))
+        elif {"stage", "tensors", "config"} <= tensors.keys():
+            checkpoint = _read_state(path, tensors, flags)
+        else:
+            checkpoint = _read_authors(path, tensors, flags)
+        backbone(checkpoint.flags["network"])
+        checkpoint.model.check_map()
+        mapped = checkpoint.model.label_map is not None
+        if mapped != (checkpoint.flags.get("label_mapping_mode", "flm") != "none"):
+            raise ValueError("its label map and its --label_mapping_mode disagree")
+    _check_typed(path, checkpoint, flags)
+    return checkpoint
+
+
+def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -> None:
+    """Raises UsageError when the file holds another network or density than was typed.
+
+    The authors' ties are pruned, so that their files may keep fewer than a density says.
+    """
+    network, density = checkpoint.flags["network"], flags.get("density")
+    if flags.get("network", network) != network:
+        raise UsageError(f"{path} holds a {network}, not a {flags['network']}: drop --network")
+    kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
+    exact = checkpoint.ours and density is not None
+    if exact and kept != count_at(density, total):
+        raise UsageError(f"{path} keeps {kept:,} of {total:,} weights, which is not density "
+                         f"{density:g}: drop --density")
+
+
+def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+    head = len(tensors[f"{NETWORKS[meta['network']].head}.weight"])
+    sizes, program = Sizes(**meta["sizes"]), meta["program"]
+    result, flags = meta.get("result", {}), _known_flags(meta["config"])
+    if completed(flags).sizes != sizes:  # which are bounded
+        raise ValueError("its sizes are not those of its flags")
+    if program is not None:
+        _check_canvas(program["shape"], sizes.output)
+    prompt = None if program is None else build_prompt(meta["prompt"], sizes)
+    model = classifier(meta["network"], "none", head, prompt)
+    restore(model, tensors, meta)
+    claimed = result.get("clean")
+    if claimed is not None:
+        require_amounts(result, "clean", most=100)
+    return Checkpoint(model, masks_of(tensors, meta), flags, claimed)
+
+
+def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) -> Checkpoint:
+    """A training state: the named tensors over the source weights, masked by the scores if any."""
+    flags = _known_flags(state["config"])
+    if "weights" in typed:
+        flags["weights"] = typed["weights"]
+    config, values = completed(flags), dict(state["tensors"])
+    scores, theta = values.pop("scores", None), values.pop("theta", None)
+    mapped = values.pop("label_map", None)
+    if "prompt.program" in values:
+        _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
+    source = config.network.weights if theta is None and scores is not None else "none"
+    if source != "none" and "weights" not in typed:
+        _require_at_hand(path, config.network.network, source)
+    head = _state_head(config, values, scores)
+    # A stage that shows no prompt has none in its states, and is measured without.
+    prompt = config.build_prompt() if "prompt.program" in values else None
+    model = classifier(config.network.network, source, head, prompt, config.run.seed)
+    weights = prunable(model.network)
+    # A search trains scores over the source weights; every other stage has weights of its own.
+    given = weights if theta is not None else dict(model.network.named_parameters())
+    given = {f"network.{name}" for name in given if scores is not None}
+    lacking = [name for name in model.state_dict() if name not in values.keys() | given]
+    if lacking:
+        raise ValueError(f"no values of {few(lacking)}")
+    model.load_state_dict(values, strict=False)
+    model.label_map = mapped
+    if theta is not None:  # BiP's dense weights, which its search trains beside the network
+        for name, part in in_shapes(theta, weights).items():
+            weights[name].data.copy_(part)
+    if scores is None:
+        return Checkpoint(model, {name: weight != 0 for name, weight in weights.items()}, flags)
+    floor = config.method.min_layer_density
+    masks = keep_top(in_shapes(scores.abs(), weights), state["density"], floor)
+    apply_masks(model.network, masks)
+    return Checkpoint(model, masks, flags)
+
+
+def _require_at_hand(path: Path, network: str, weights: str) -> None:
+    """Raises UsageError when a file would have other files read or fetched."""
+    if weights_file(network, weights) is not None or not is_here(backbone(network).source):
+        raise UsageError(f"{path} holds scores over the weights {weights!r}: name these with "
+                         "--weights, so that they are read")
+
+
+def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | None) -> int | None:
+    """The outputs of the network in a state; None for the source head."""
+    row = backbone(config.network.network)
+    if scores is None:
+        return len(values[f"network.{row.head}.weight"])
+    if config.method.label_mapping_mode != "none":
+        return None
+    # A search state has scores instead of weights: what one output would need, and the rest.
+    with torch.device("meta"):
+        weights = prunable(row.build(1))
+    one = sum(weight.numel() for weight in weights.values())
+    return 1 + (scores.numel() - one) // weights[f"{row.head}.weight"].numel()
+
+
+def _check_canvas(shape: Sequence[int], side: int) -> None:
+    """Raises ValueError unless a file's prompt has its stated size; none is made before."""
+    if tuple(shape) != (3, side, side):
+        raise ValueError(f"a prompt of shape {tuple(shape)} for a canvas of {side} pixels")
+
+
+def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) -> Checkpoint:
+    foreign = read_authors(path, prunable, flags.get("density"), file)
+    if "dataset" not in flags:
+        raise UsageError(f"{path} does not say its dataset: name it with --dataset")
+    flags = {"network": foreign.network}
+    config = completed(flags | _prompt_flags(foreign.prompt))
+    prompt = build_prompt(config.prompt.prompt_method, config.sizes)
+    model = classifier(foreign.network, "none", None, prompt)
+    model.network.load_state_dict(foreign.state_dict)
+    if model.prompt is not None:
+        with torch.no_grad():
+            model.prompt.program.copy_(foreign.prompt.program)
+    model.label_map = foreign.label_map
+    claimed = None if foreign.claimed_accuracy is None else 100 * foreign.claimed_accuracy
+    return Checkpoint(model, foreign.masks, flags, claimed, foreign.notes, ours=False)
+
+
+def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:
+    """The flags that build an empty prompt of the same kind and size."""
+    if prompt is None:
+        return {"prompt_method": "none"}
+    size = {"pad": "pad_size", "fix": "mask_size", "expand": "input_size"}.get(prompt.kind)
+    known = {"prompt_method": prompt.kind, "output_size": prompt.program.shape[-1]}
+    return known | ({size: prompt.size} if size else {})
+
+
+def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a file may decide. Raises ValueError for a value that nobody could type."""
+    known = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in SAYS}
+    check_flags(Config(), known)
+    return known

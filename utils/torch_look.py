@@ -1,0 +1,141 @@
+"""What a file of torch.save holds, as JSON, found out without torch by a process of its own.
+
+Its only input is the open file, its only output one line. Before it looks at anything it gives up
+its rights: to open or write a file, to start a process, to more than MEMORY bytes and to more than
+a few seconds of computing. Whoever asked (utils/torch_file.py) reads the values of the tensors.
+"""
+
+import codecs
+import json
+import os
+import resource
+import struct
+import sys
+import zipfile
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from utils.files import leads_outside
+from utils.torch_pickle import NAME, Damaged, Reader, Refused, Storage, Tree, View
+
+MEMORY = 512 * 2**20  # bytes; the pickle of a network is some 100 KB, a loss a step some MB
+SECONDS, BYTES_A_SECOND = 5, 50 * 2**20  # of computing, for the look itself and for its sums
+ZIP_START = b"PK\x03\x04"
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
+SHARED = 8  # how often tensors may show the same values, as tied weights do
+
+
+def give_up_rights(size: int) -> None:
+    """No file, no process, little memory and time for a file of `size` bytes from now on."""
+    codecs.lookup("cp437")  # zipfile's, a module that could not be opened later
+    seconds = SECONDS + size // BYTES_A_SECOND
+    limits = {"AS": MEMORY, "CPU": seconds, "FSIZE": 0, "CORE": 0, "NPROC": 0, "NOFILE": 0}
+    for name, limit in limits.items():
+        with suppress(AttributeError, OSError, ValueError):  # some systems lack some of them
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+
+
+def look(file: BinaryIO, size: int, sums: bool) -> dict[str, Any]:
+    """The content of the file, where its storages lie, and whether it has sums of its own."""
+    zipped = file.read(len(ZIP_START)) == ZIP_START
+    file.seek(0)
+    content, storages, places = _in_zip(file, size, sums) if zipped else _in_legacy(file, size)
+    views: dict[View, int] = {}
+    tree = Tree(views, size).of(content)
+    needed = sum(view.bytes for view in views)
+    if needed > SHARED * size:
+        raise Refused(f"its tensors would take {needed:,} bytes, and it has {size:,}")
+    rows = {key: row for row, key in enumerate(storages)}
+    return {
+        "content": tree,
+        "storages": [(s.kind.name, s.count, places[key]) for key, s in storages.items()],
+        "views": [(rows[v.storage.key], v.offset, v.shape, v.strides) for v in views],
+        "sums": zipped,
+    }  # fmt: skip
+
+
+def _in_zip(file: BinaryIO, size: int, sums: bool) -> tuple[Any, dict, dict]:
+    with zipfile.ZipFile(file) as archive:
+        records = {record.filename: record for record in archive.infolist()}
+        _check_records(archive.namelist(), list(records.values()), size)
+        if sums and (broken := archive.testzip()) is not None:
+            raise Damaged(f"checksum mismatch in {broken[:NAME]}")
+        pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise Damaged(f"{len(pickles)} records named data.pkl instead of one")
+        folder = pickles[0].removesuffix("data.pkl")
+        order = f"{folder}byteorder"  # which torch 2.0 was the first to note
+        if order in records and archive.read(order) != b"little":
+            raise Refused("it was written on a machine of another byte order")
+        storages: dict[str, Storage] = {}
+        with archive.open(pickles[0]) as stream:
+            content = Reader(stream, storages).load()
+    places = {}
+    for key, storage in storages.items():
+        record = records[f"{folder}data/{key}"]
+        _check_count(storage, record.file_size, size)
+        file.seek(record.header_offset)
+        name, extra = struct.unpack("<26x2H", file.read(30))
+        places[key] = record.header_offset + 30 + name + extra
+    return content, storages, places
+
+
+def _check_records(names: list[str], records: list[zipfile.ZipInfo], size: int) -> None:
+    """Raises Refused for records that torch.save does not write."""
+    outside = [name for name in names if leads_outside(name)]
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if outside:
+        raise Refused(f"it holds {outside[0][:NAME]!r}, a name outside its own folder")
+    if len(records) < len(names):
+        raise Refused("it holds two records of the same name")
+    if packed or sum(record.file_size for record in records) > size:
+        raise Refused("its records are packed, and would grow on reading")
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+        raise Refused("it is a TorchScript archive, which holds code")
+
+
+def _in_legacy(file: BinaryIO, size: int) -> tuple[Any, dict, dict]:
+    """Before torch 1.6: five pickles, then for each key its count and its values."""
+    storages: dict[str, Storage] = {}
+    magic, version, system, content, keys = (Reader(file, storages).load() for _ in range(5))
+    if (magic, version) != (MAGIC, VERSION) or not isinstance(keys, list):
+        raise Damaged("no file of torch.save")
+    if not system["little_endian"]:
+        raise Refused("it was written on a machine of another byte order")
+    places = {}
+    for key in keys:
+        (count,) = struct.unpack("<q", file.read(8))
+        places[key] = file.tell()
+        _check_count(storages[key], size - places[key], size)
+        file.seek(storages[key].kind.size * count, os.SEEK_CUR)
+    return content, storages, places
+
+
+def _check_count(storage: Storage, there: int, size: int) -> None:
+    if storage.count > size:
+        raise Refused(f"it declares a tensor of {storage.count:,} values in {size:,} bytes")
+    if storage.count * storage.kind.size > there:
+        raise Damaged("cut off")
+
+
+def main() -> None:
+    """Look at the standard input and print what `look` finds, or why it finds nothing, as JSON."""
+    print(json.dumps(answer(sys.stdin.buffer, "sums" in sys.argv)))
+
+
+def answer(file: BinaryIO, sums: bool) -> dict[str, Any]:
+    """What `look` finds, or under `refused` or `damaged` why it finds nothing."""
+    try:
+        size = os.fstat(file.fileno()).st_size
+        give_up_rights(size)
+        return look(file, size, sums)
+    except Refused as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        return {"refused": f"looking at it takes more than {MEMORY >> 20} MiB"}
+    except Damaged as error:
+        return {"damaged": str(error)}
+    except EOFError:
+        return {"damaged": "cut off"}
+    except Exception:  # a damaged archive or pickle may raise anything
+        return {"damaged": "no whole file of torch.save"}
