@@ -61,22 +61,22 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         for before, level in pairwise(levels):
             level.previous = before
         rows = [level.result(partial(check_row, config, level.density)) for level in levels]
-        read = [level.density for level, row in zip(levels, rows, strict=True) if row]
         if None in rows:
             data = read_data(config, opened, device)
             mapping = LabelMapping(config, data)
             for number, level in enumerate(levels):
                 if rows[number] is None:
                     rows[number] = make_level(config, level, data, mapping, device)
-                    record(opened)
+                    record(config, opened)
         elif opened.was_done:
             note("this run is done; --resume none makes it anew")
         else:
-            record(opened)
+            record(config, opened)
     return {
         "run": str(folder), "network": config.network.network, "dataset": config.data.dataset,
         "method": config.method.prune_method, "seed": config.run.seed,
-        "rows": [{column: row[column] for column in COLUMNS} for row in rows], "read": read,
+        "rows": [{column: row[column] for column in COLUMNS} for row in rows],
+        "read": [level.density for level in levels if level.read],
     }  # fmt: skip
 
 

@@ -104,4 +104,4 @@ def _idx_shape(header: bytes, dimensions: int) -> tuple[int, ...] | None:
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
         return None
     shape = struct.unpack(f">{dimensions}I", header[4:])
-    return shape if math.prod(shape) <= MOST_PIXELS else None
+    return shape if 0 < math.prod(shape) <= MOST_PIXELS else None

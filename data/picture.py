@@ -1,6 +1,5 @@
 """One image file: decoded to RGB, or examined without keeping its pixels."""
 
-import math
 import struct
 import warnings
 import zlib
@@ -23,6 +22,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Looku
 # What a file may be, whatever its name ends in: others of PIL start programs, as PostScript does.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 8,192 x 8,192; decoding takes some 15 bytes for each
+TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 ADVICE = "get it again, or leave such images out with --bad_images skip (--check_data lists them)"
 MODES = {
     "1": "black and white",
@@ -68,9 +68,11 @@ def _opened(path: Path) -> Image.Image:
     """An image file whose pixels are not loaded yet, of one of FORMATS and not too large."""
     size_of(path)  # opening a pipe would wait for somebody who writes into it
     image = Image.open(path, formats=FORMATS)
-    if math.prod(image.size) > MOST_PIXELS:
-        image.close()
-        raise ValueError(f"{image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,}")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than it is
+    for width, height in (image.size, (tags.get(TILE_WIDTH, 1), tags.get(TILE_HEIGHT, 1))):
+        if width * height > MOST_PIXELS:
+            image.close()
+            raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,}")
     return image
 
 

@@ -1,14 +1,17 @@
 """A pruned classifier as tensors with the network's own keys and a few JSON values, and back."""
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.classifier import PromptedClassifier
 from utils.checkpoint import pack_tensor, unpack_tensor
 
+LISTED = 4096  # kept zeros of a weight
 Masks = Mapping[str, Tensor]  # bool by parameter name, in the shape of the weight; True is kept
 
 
@@ -16,15 +19,19 @@ def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], 
     """The network's state dict with +0.0 in the pruned places, and the values that it lacks.
 
     The file holds a mask as "not zero"; `kept_zeros` lists the flat indices of kept weights that
-    happen to be exactly zero, so that the mask comes back to the last weight.
+    happen to be exactly zero, so that the mask comes back to the last weight. Of more than LISTED
+    in one weight it holds a bit a weight, in base64.
     """
     tensors = dict(model.network.state_dict())
     kept_zeros = {}
     for name, mask in masks.items():
         tensors[name] = tensors[name].masked_fill(~mask, 0.0)
-        zeros = ((tensors[name] == 0) & mask).flatten().nonzero().flatten().tolist()
-        if zeros:
-            kept_zeros[name] = zeros
+        zeros = ((tensors[name] == 0) & mask).flatten()
+        if (count := int(zeros.sum())) > LISTED:
+            bits = np.packbits(zeros.cpu().numpy())
+            kept_zeros[name] = base64.b64encode(bits.tobytes()).decode()
+        elif count:
+            kept_zeros[name] = zeros.nonzero().flatten().tolist()
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     meta = {
         "masks": sorted(masks),
@@ -48,13 +55,20 @@ def masks_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise ValueError("its masks are no list of parameter names")
     masks = {name: tensors[name] != 0 for name in names}
-    for name, indices in zeros.items():
+    for name, places in zeros.items():
         kept = masks[name].view(-1)
+        indices = _places(places, len(kept)) if isinstance(places, str) else places
         places = all(type(i) is int and 0 <= i < len(kept) for i in indices)
         if not places or kept[indices].any():
             raise ValueError(f"its kept zeros are no places of zeros in {name}")
         kept[indices] = True
     return masks
+
+
+def _places(bits: str, count: int) -> list[int]:
+    """The indices of the ones among `count` bits in base64."""
+    data = np.frombuffer(base64.b64decode(bits), np.uint8)
+    return np.unpackbits(data, count=count).nonzero()[0].tolist()
 
 
 @torch.no_grad()

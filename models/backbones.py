@@ -1,6 +1,6 @@
 """The networks, one row each, and how they get their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from models.resnet_cifar import resnet20
 from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError
 from utils.seed import key_seed
-from utils.tensors import SUFFIXES
+from utils.tensors import SUFFIXES, understood
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHIPPED = Path(__file__).parent / "weights"
@@ -38,6 +38,26 @@ class Backbone:
     pad_size: int = 16
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def skeleton(self, classes: int) -> nn.Module:
+        """The network without memory, for its names and shapes."""
+        with torch.device("meta"):
+            return self.build(classes)
+
+    def without_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict without the last layer, which is made anew."""
+        return {key: t for key, t in state.items() if key.rpartition(".")[0] != self.head}
+
+    def skeleton_of(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The skeleton that has these tensors, whatever its number of outputs.
+
+        Raises ValueError when none has: of a head of any size nothing is built before. For within
+        `understood`.
+        """
+        network = self.skeleton(len(state[f"{self.head}.weight"]))
+        if problem := misfit(network.state_dict(), state):
+            raise ValueError(problem)
+        return network
 
 
 class Pool(nn.AdaptiveAvgPool2d):
@@ -117,18 +137,19 @@ def build_network(
     state = _load(name, weights)
     head = (state or {}).get(f"{row.head}.weight")
     loaded = (head is not None and head.ndim == 2 and len(head)) or row.source_classes
+    classes = classes or loaded
+    if state is not None:
+        shapes = row.skeleton(classes).state_dict()
+        if classes != loaded:
+            shapes, state = row.without_head(shapes), row.without_head(state)
+        if problem := misfit(shapes, state):
+            raise VPNsError(f"the weights {weights} do not fit {name}: {problem}")
     with torch.random.fork_rng(devices=()):  # torch's CPU generator draws all new values
         torch.default_generator.manual_seed(key_seed(seed, "network"))
-        network = row.build(classes or loaded)
-    if state is None:
-        return network
-    fresh = network.state_dict()
-    if classes not in (None, loaded):
-        state = state | {key: fresh[key] for key in fresh if key.rpartition(".")[0] == row.head}
-    problem = misfit(fresh, state)
-    if problem:
-        raise VPNsError(f"the weights {weights} do not fit {name}: {problem}")
-    network.load_state_dict(state)
+        network = row.build(classes)
+    if state is not None:
+        with understood(weights):
+            network.load_state_dict(state, strict=False)
     return network
 
 

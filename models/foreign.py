@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones import NETWORKS, Backbone
+from models.backbones import NETWORKS
 from models.foreign_prompt import ForeignPrompt, read_prompt
 from models.mask_file import masks_in, plain, scores_in, threshold_masks
 from models.pretrained import all_tensors, few, misfit
@@ -56,7 +55,8 @@ def read_authors(
 def _interpret(file: Mapping[str, Any], prunable: Rule, density: float | None) -> Foreign:
     raw, notes = _tensors(file, "state_dict"), []
     network, state = recognise(plain(raw), notes)
-    weights = {name: state[name] for name in prunable(_skeleton(NETWORKS[network]))}
+    row = NETWORKS[network]
+    weights = {name: state[name] for name in prunable(row.skeleton(row.source_classes))}
     scores = scores_in(raw)
     masks = _score_masks(scores, weights, density) if scores else _stored_masks(file, raw, weights)
     count = sum(int(mask.sum()) for mask in masks.values())
@@ -70,7 +70,7 @@ def _interpret(file: Mapping[str, Any], prunable: Rule, density: float | None) -
         network=network,
         state_dict=state | {n: weights[n].masked_fill(~mask, 0.0) for n, mask in masks.items()},
         masks=masks,
-        label_map=_label_map(file, NETWORKS[network].source_classes),
+        label_map=_label_map(file, row.source_classes),
         prompt=None if no_prompt else read_prompt(_tensors(file, "visual_prompt")),
         claimed_accuracy=_accuracy(file),
         notes=tuple(notes),
@@ -86,11 +86,12 @@ def _tensors(file: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 
 def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """The network whose keys are nearest, and its state dict; appends to `notes`."""
-    expected = {name: _skeleton(row).state_dict() for name, row in NETWORKS.items()}
+    skeletons = {name: row.skeleton(row.source_classes) for name, row in NETWORKS.items()}
+    expected = {name: skeleton.state_dict() for name, skeleton in skeletons.items()}
     name = min(expected, key=lambda n: len(expected[n].keys() ^ state.keys()))
     if len(expected[name].keys() & state.keys()) < len(expected[name]) / 2:
         raise VPNsError(f"its network is not recognised: it is none of {', '.join(NETWORKS)}")
-    modules = _skeleton(NETWORKS[name]).named_modules()
+    modules = skeletons[name].named_modules()
     biases = [f"{n}.bias" for n, m in modules if isinstance(m, nn.Conv2d) and m.bias is not None]
     if biases and not any(key in state for key in biases):
         state = state | {key: torch.zeros(expected[name][key].shape) for key in biases}
@@ -99,13 +100,6 @@ def recognise(state: dict[str, Tensor], notes: list[str]) -> tuple[str, dict[str
     if problem:
         raise VPNsError(f"its network is nearest to {name}, but does not fit: {problem}")
     return name, {key: state[key] for key in expected[name] if key in state}
-
-
-@cache
-def _skeleton(row: Backbone) -> nn.Module:
-    """The network without memory, for its names and shapes."""
-    with torch.device("meta"):
-        return row.build(row.source_classes)
 
 
 def _score_masks(scores: Tensors, weights: Tensors, density: float | None) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from urllib.request import Request, url2pathname, urlopen
 from utils.checkpoint import write_side_car
 from utils.downloads import fetched
 from utils.errors import VPNsError
-from utils.files import sha256_file
+from utils.files import below, sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
 from utils.torch_look import ZIP_START
 
@@ -79,7 +79,7 @@ def fetch(source: str) -> Path:
     path = Path(url2pathname(address.path) if address.scheme else source).expanduser()
     if not path.is_file():
         near = difflib.get_close_matches(source, ZOO, n=1)
-        near = near or sorted(map(str, path.rglob("model.safetensors")))
+        near = near or sorted(str(p) for p in below(path) if p.name == "model.safetensors")
         raise VPNsError(f"{path} is not a file" + (f"; did you mean {near[0]}?" if near else ""))
     return path
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from models import PromptedClassifier
-from models.artifact import masks_of, restore
-from models.backbones import NETWORKS, backbone, weights_file
+from models.artifact import restore
+from models.backbones import backbone, weights_file
 from models.foreign import ForeignPrompt, read_authors
 from models.pretrained import few, is_here
-from program.model import classifier
+from program.model import classifier, fitting_masks
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
 from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
@@ -21,7 +21,8 @@ from utils.checkpoint import read_meta
 from utils.config import check_flags, replace_flags
 from utils.counts import count_at
 from utils.errors import UsageError
-from utils.tensors import read_tensors, require_amounts, understood
+from utils.files import require_amounts
+from utils.tensors import read_tensors, understood
 
 # What a file may say of itself: how its network is built and shown images. Where data lie, what is
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
@@ -30,6 +31,8 @@ SAYS = frozenset((
     "prompt_method", "prune_mode", "prune_method", "input_size", "output_size", "pad_size",
     "mask_size", "amp", "channels_last", "tf32", "full_float32",
 ))  # fmt: skip
+
+NETWORK = "network."  # before the names of its tensors in a state
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,15 @@ def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -
 
 
 def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
-    head = len(tensors[f"{NETWORKS[meta['network']].head}.weight"])
     sizes, program = Sizes(**meta["sizes"]), meta["program"]
     result, flags = meta.get("result", {}), _known_flags(meta["config"])
-    if completed(flags).sizes != sizes:  # which are bounded
-        raise ValueError("its sizes are not those of its flags")
+    config = completed(flags)  # whose sizes are bounded
+    built = (meta["network"], meta["dataset"], meta["prompt"], sizes)
+    if built != (config.network.network, config.data.dataset, config.prompt.prompt_method,
+                 config.sizes):  # fmt: skip
+        raise ValueError("its network, dataset, prompt or sizes are not those of its flags")
+    masks = fitting_masks(meta["network"], tensors, meta)
+    head = len(tensors[f"{backbone(meta['network']).head}.weight"])
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
@@ -97,7 +104,7 @@ def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Check
     claimed = result.get("clean")
     if claimed is not None:
         require_amounts(result, "clean", most=100)
-    return Checkpoint(model, masks_of(tensors, meta), flags, claimed)
+    return Checkpoint(model, masks, flags, claimed)
 
 
 def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) -> Checkpoint:
@@ -120,7 +127,7 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     weights = prunable(model.network)
     # A search trains scores over the source weights; every other stage has weights of its own.
     given = weights if theta is not None else dict(model.network.named_parameters())
-    given = {f"network.{name}" for name in given if scores is not None}
+    given = {f"{NETWORK}{name}" for name in given if scores is not None}
     lacking = [name for name in model.state_dict() if name not in values.keys() | given]
     if lacking:
         raise ValueError(f"no values of {few(lacking)}")
@@ -148,12 +155,13 @@ def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | N
     """The outputs of the network in a state; None for the source head."""
     row = backbone(config.network.network)
     if scores is None:
-        return len(values[f"network.{row.head}.weight"])
+        own = [name for name in values if name.startswith(NETWORK)]
+        skeleton = row.skeleton_of({name.removeprefix(NETWORK): values[name] for name in own})
+        return skeleton.get_submodule(row.head).out_features
     if config.method.label_mapping_mode != "none":
         return None
     # A search state has scores instead of weights: what one output would need, and the rest.
-    with torch.device("meta"):
-        weights = prunable(row.build(1))
+    weights = prunable(row.skeleton(1))
     one = sum(weight.numel() for weight in weights.values())
     return 1 + (scores.numel() - one) // weights[f"{row.head}.weight"].numel()
 

@@ -13,7 +13,7 @@ from utils.config import flatten, replace_flags
 from utils.device import choose_device
 from utils.errors import UsageError
 
-PIXELS = 2**24  # of canvas at a time, whatever canvas a file asks for
+PIXELS = 2**24  # at a time, whatever size a file asks for
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
 
 
@@ -34,8 +34,8 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     flags = {**checkpoint.flags, **fetched, **known, **chosen, **WHOLE}
     config = completed(flags)
     if "batch_size" not in chosen:
-        most = max(1, PIXELS // config.prompt.output_size**2)
-        config = replace_flags(config, {"batch_size": min(config.data.batch_size, most)})
+        most = min(config.data.batch_size, max(1, PIXELS // config.pixels))
+        config = replace_flags(config, {"batch_size": most})
     config.precision.begin(device)
     model = checkpoint.model.to(device)
     model.use(config.precision)

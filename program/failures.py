@@ -4,8 +4,6 @@ import errno
 import os
 from pathlib import Path
 
-import torch
-
 from utils.errors import Interrupted, VPNsError, message_of
 from utils.files import NO_ROOM, write_problem
 
@@ -22,7 +20,8 @@ def one_line(error: BaseException) -> str:
         full = error.errno in NO_ROOM
         return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
     no_room = "allocate memory" in text or "Storage size calculation overflowed" in text
-    if no_room or isinstance(error, MemoryError | torch.OutOfMemoryError):
+    no_room |= type(error).__name__ == "OutOfMemoryError"
+    if no_room or isinstance(error, MemoryError):
         return f"out of memory, lower --batch_size or --cache_gb: {text}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return f"--compile fails here; it needs a C++ compiler: get g++ or drop it: {text[:180]}"

@@ -4,15 +4,20 @@ A level maps three times at most: the dense network (`start`, once for all densi
 under its first mask (`remap`, called by the search), and with `ilm` before every epoch.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from data import Data
 from models import PromptedClassifier, build_network
+from models.artifact import masks_of
 from models.backbones import backbone
 from models.label_map import count_predictions, frequency_mapping, random_mapping
 from program.settings import Config, check_classes
 from prompts import VisualPrompt
+from pruning.masks import prunable, require_fit
 from pruning.measure import Counts, evaluate
 
 
@@ -33,6 +38,20 @@ def classifier(
     """A network with `weights` behind a prompt; `head` as in `build_network`."""
     row = backbone(name)
     return PromptedClassifier(build_network(name, weights, head, seed), prompt, row.mean, row.std)
+
+
+def fitting_masks(
+    name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The masks of a model file that says it holds this network.
+
+    Raises ValueError or LookupError when its tensors or masks are those of another; for within
+    `understood`.
+    """
+    network = backbone(name).skeleton_of(tensors)
+    masks = masks_of(tensors, meta)
+    require_fit(masks, prunable(network))
+    return masks
 
 
 class LabelMapping:

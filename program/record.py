@@ -1,26 +1,31 @@
 """What is kept of a level: the end of its search and its model, both written and read back."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from models import PromptedClassifier
 from models.artifact import export, masks_of, restore
+from program.model import fitting_masks
 from program.settings import Config, model_flags
 from pruning import METHODS
 from pruning.masks import Masks, kept_count, prunable, total_count
 from pruning.measure import Counts
 from pruning.method import Trained
-from runfolder.level import Level
+from runfolder.level import SEARCHED, Level
 from runfolder.results import draw_run
 from runfolder.run import Run
+from runfolder.stage_log import level_name
 from runfolder.surroundings import environment
 from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.counts import count_at
 from utils.errors import VPNsError
 from utils.tensors import require_like, understood
+
+Tensors, Values = Mapping[str, Tensor], Mapping[str, Any]
 
 
 def percent(counts: Counts | None) -> float | None:
@@ -29,16 +34,21 @@ def percent(counts: Counts | None) -> float | None:
 
 
 def check_row(
-    config: Config, density: float, tensors: Mapping[str, Tensor], meta: Mapping[str, Any],
-    row: Mapping[str, Any],
-) -> None:  # fmt: skip
+    config: Config, density: float, tensors: Tensors, meta: Values, row: Values
+) -> None:
     """Raises ValueError when a row in a model file is not of its tensors, or of another network."""
-    masks = masks_of(tensors, meta)
-    require_count(config, density, masks)
+    masks = own_masks(config, density, tensors, meta)
     counted = counts_of(masks) | {"network": config.network.network, "dataset": config.data.dataset}
     said = {**meta, **row}
     if wrong := [name for name, value in counted.items() if said.get(name) != value]:
         raise ValueError(f"its tensors have another {', '.join(wrong)}")
+
+
+def own_masks(config: Config, density: float, tensors: Tensors, meta: Values) -> Masks:
+    """The masks in a file of a run. Raises ValueError for another network or density."""
+    masks = fitting_masks(config.network.network, tensors, meta)
+    require_count(config, density, masks)
+    return masks
 
 
 def counts_of(masks: Masks) -> dict[str, Any]:
@@ -56,14 +66,13 @@ def read_search(
         return None
     tensors, meta = searched
     with understood(level.search_path):
+        masks = own_masks(config, level.density, tensors, meta)
         restore(model, tensors, meta)
         if model.classes != classes:
             raise ValueError(f"it tells {model.classes} classes apart, not {classes}")
-        masks = masks_of(tensors, meta)
-        require_count(config, level.density, masks)
     level.log.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
     masks = {name: mask.to(model.mean.device) for name, mask in masks.items()}
-    return masks, meta["accuracies"], None
+    return masks, {name: meta["accuracies"][name] for name in SEARCHED}, None
 
 
 def save_level(
@@ -71,7 +80,7 @@ def save_level(
 ) -> dict[str, Any]:
     """Write model.safetensors, which also ends the level. Returns its row: counts and `row`."""
     counts = counts_of(masks) | {"passes": round(level.log.passes, 4)}
-    row = {"density": level.density} | counts | row
+    row |= {"density": level.density} | counts
     level.finish(*exported(config, level, model, masks, result=row))
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
     kept = f"{row['kept']:,} of {row['prunable']:,} weights kept"
@@ -80,8 +89,21 @@ def save_level(
     return row
 
 
-def record(run: Run) -> None:
-    """Bring results.csv and curves.png up to date with the finished levels."""
+def record(config: Config, run: Run) -> None:
+    """Bring results.csv and curves.png up to date with all levels, those of other commands too."""
+    for path in sorted(run.folder.glob("d*/model.safetensors")):
+        if (name := path.parent.name) in run.rows:
+            continue
+        run.rows[name] = None
+        try:
+            with understood(path.parent):
+                density = float(name.removeprefix("d"))
+                if level_name(density) != name:
+                    raise ValueError("a level is named for its density")
+            level = Level(run, density)
+            run.rows[name] = level.row(partial(check_row, config, density))
+        except VPNsError as error:
+            run.say(f"note: {error}; results.csv leaves it out")
     run.write_results()
     draw_run(run.folder)
 
@@ -92,9 +114,8 @@ def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) 
         return None
     tensors, meta = load_model(level.model_path)
     with understood(level.model_path):
-        masks = masks_of(tensors, meta)
         require_like(like, tensors)
-        require_count(config, level.density, masks)
+        masks = own_masks(config, level.density, tensors, meta)
     return Trained(level.density, masks, {name: tensors[name] for name in masks})
 
 

@@ -60,10 +60,14 @@ class Config:
         return Sizes(self.data.input_size, prompt.output_size, prompt.pad_size, prompt.mask_size)
 
     @property
+    def pixels(self) -> int:
+        """Pixels of an image or of its canvas, the larger: what the network may be shown."""
+        return max(self.sizes.input, self.sizes.output) ** 2
+
+    @property
     def measured_batch(self) -> int:
-        """Images at a time where nothing is trained: 2^20 pixels of canvas, or a training batch."""
-        most = MEASURED_PIXELS // self.prompt.output_size**2
-        return max(self.data.batch_size, min(most, MEASURED_IMAGES))
+        """Images at a time where nothing is trained: 2^20 pixels, or a training batch."""
+        return max(self.data.batch_size, min(MEASURED_PIXELS // self.pixels, MEASURED_IMAGES))
 
     @property
     def prompted(self) -> Phases:

@@ -84,8 +84,16 @@ def total_count(masks: Mapping[str, Tensor]) -> int:
 
 
 def layer_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """The share of each weight tensor that is kept."""
-    return {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+    """The share of each weight tensor that is kept; 0 of one without a value."""
+    return {name: int(mask.sum()) / max(1, mask.numel()) for name, mask in masks.items()}
+
+
+def require_fit(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless each weight that can be pruned has a mask, and nothing else has."""
+    wrong = set(weights) ^ set(masks)
+    wrong |= {n for n in set(weights) & set(masks) if weights[n].shape != masks[n].shape}
+    if wrong:
+        raise ValueError(f"the masks do not fit the network: {', '.join(sorted(wrong)[:5])}")
 
 
 @torch.no_grad()
@@ -96,10 +104,7 @@ def apply_masks(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises ValueError when the masks do not fit the weights.
     """
     weights = prunable(network)
-    wrong = set(weights) ^ set(masks)
-    wrong |= {n for n in set(weights) & set(masks) if weights[n].shape != masks[n].shape}
-    if wrong:
-        raise ValueError(f"the masks do not fit the network: {', '.join(sorted(wrong)[:5])}")
+    require_fit(masks, weights)
     for name, mask in masks.items():
         weights[name].masked_fill_(~mask, 0.0)
 

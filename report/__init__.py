@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from program.failures import one_line
 from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
 from utils.config import Parser
-from utils.errors import Interrupted, UsageError, VPNsError, printable
+from utils.errors import Interrupted, UsageError, printable
 from utils.signals import Stop
 
 
@@ -41,8 +42,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _describe(run: Path) -> str:
     """The table of one run, and where its files are."""
-    curves = f"\ncurves: {run / 'curves.png'}" if (run / "curves.png").exists() else ""
-    return f"{curves_table(read_results(run), find_dense(run))}\nrun:    {run}{curves}"
+    lines = [curves_table(read_results(run), find_dense(run)), f"run:    {printable(run)}"]
+    if (run / "curves.png").exists():
+        lines.append(f"curves: {printable(run / 'curves.png')}")
+    return "\n".join(lines)
 
 
 def _parser() -> Parser:
@@ -80,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(run(argv))
         stop.ignore()
-    except (VPNsError, Interrupted) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return error.exit_code
+    except (Exception, Interrupted) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
     return 0

@@ -11,6 +11,8 @@ LATEX = {letter: f"\\{letter}" for letter in "%&#_${}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}", "|": r"\textbar{}",
 }  # fmt: skip
+# Marks of Markdown, underlines but those within a word, and what makes a link of a bare address.
+MARKED = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)|(?<=mailto):")
 Rows = Sequence[Sequence[str]]
 
 
@@ -123,7 +125,7 @@ def markdown(rows: Rows, title: str = "") -> str:
 
 def plain(text: str) -> str:
     """A line of text so that Markdown, and the HTML made of it, show it and nothing else."""
-    return re.sub(r"([\\`*\[\]|#])", r"\\\1", html.escape(text, quote=False))
+    return html.escape(MARKED.sub(r"\\\g<0>", text), quote=False)
 
 
 def _bold(cell: str, escape: Callable[[str], str], start: str, end: str) -> str:
@@ -136,7 +138,8 @@ def latex(rows: Rows, caption: str) -> str:
     """A booktabs table; `**text**` is bold, a lone `-` a dash."""
     lines = [["--" if cell == "-" else cell for cell in row] for row in rows]
     cells = [[_bold(cell, _latex, r"\textbf{", "}") for cell in line] for line in lines]
-    head, *rest = [" & ".join(row) + r" \\" for row in cells]
+    # Without the braces a row that begins with a bracket would belong to the line break before it.
+    head, *rest = ["{}" + " & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(rows[0]) - 1)
     start = [r"\begin{table}", rf"\caption{{{_latex(caption)}}}"]
     start += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -147,17 +148,17 @@ def _missing(panel: Panel) -> list[str]:
 def report_csv(panels: Sequence[Panel]) -> str:
     """table.csv: exact numbers, a row a method and sparsity; a missing cell has n = 0."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     text.write(CSV_HEAD)
     for panel, series, level in _cells(panels):
-        names = map(_no_formula, (*panel.where, series.label))
+        names = map(no_formula, (*panel.where, series.label))
         writer.writerow([*names, f"{level:g}", *_csv(series, level)])
     return text.getvalue()
 
 
-def _no_formula(text: str) -> str:
-    """A text that a spreadsheet shows, even when it would run it."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+def no_formula(text: str) -> str:
+    """A text that a spreadsheet shows and never runs, by whatever mark it divides cells."""
+    return re.sub(r"""((?:^|[;,\t|])[\s"]*)(?=[=+\-@＝＋－＠])""", r"\1'", text)
 
 
 def _csv(series: Series, level: float) -> list[str]:

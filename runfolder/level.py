@@ -8,7 +8,10 @@ from runfolder.stage_log import StageLog, level_name
 from runfolder.states import States
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
-from utils.tensors import require_amounts, understood
+from utils.files import require_amounts
+from utils.tensors import understood
+
+SEARCHED = ("before", "after_search")  # the accuracies that the end of a search keeps
 
 
 class Level:
@@ -21,30 +24,40 @@ class Level:
         self.model_path = self.folder / "model.safetensors"
         self.search_path = self.folder / "search.safetensors"
         self.previous: Level | None = None  # of a chained method, whose levels are no islands
+        self.read = False  # whether an accuracy of its row was read, and not measured now
         self._states = States(self.folder)
         self.log = StageLog(run, density, self._states)
 
     def result(self, check: Callable[..., None] = lambda *_: None) -> dict[str, Any] | None:
         """The results row of a finished level, or None.
 
-        `check(tensors, meta, row)` raises ValueError when the row is not of these tensors: such a
-        level is made again, as is a damaged one.
+        One whose row is refused is made again; `check` is that of `row`.
         """
         if not self.model_path.exists():
             return None
         try:
-            tensors, meta = load_model(self.model_path)
-            row = read_row(self.model_path, meta)
-            if row["density"] != self.density:
-                raise VPNsError(f"{self.model_path} has density {row['density']}")
-            with understood(self.model_path):
-                check(tensors, meta, row)
+            row = self.row(check)
         except VPNsError as error:
             self.run.say(f"{error}; this level is made again")
             self.model_path.replace(self.model_path.with_suffix(".damaged"))
             return None
         if not self.run.flags["keep_states"]:
             self._states.remove_all()
+        self.read, self.run.rows[self.folder.name] = True, row
+        return row
+
+    def row(self, check: Callable[..., None] = lambda *_: None) -> dict[str, Any]:
+        """The results row in the model file, of known columns alone.
+
+        `check(tensors, meta, row)` raises ValueError when the row is not of these tensors. Raises
+        VPNsError then, and for a file that is damaged or of another density.
+        """
+        tensors, meta = load_model(self.model_path)
+        row = read_row(self.model_path, meta)
+        if row["density"] != self.density:
+            raise VPNsError(f"{self.model_path} has density {row['density']}")
+        with understood(self.model_path):
+            check(tensors, meta, row)
         return row
 
     def searched(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -55,7 +68,8 @@ class Level:
             tensors, meta = load_model(self.search_path)
             with understood(self.search_path):
                 require_amounts(meta["progress"], "rows", "passes")
-                require_amounts(meta["accuracies"], "before", "after_search", most=100)
+                require_amounts(meta["accuracies"], *SEARCHED, most=100)
+            self.read = True
             return tensors, meta
         except VPNsError as error:
             self.run.say(f"{error}; the search is made again")
@@ -83,5 +97,6 @@ class Level:
         """Keep the model; its states can go."""
         with self.log.hold():
             save_model(self.model_path, tensors, meta)
+            self.run.rows[self.folder.name] = meta["result"]
             if not self.run.flags["keep_states"]:
                 self._states.remove_all()

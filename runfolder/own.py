@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.errors import VPNsError, printable
-from utils.files import write_problem
+from utils.files import below, write_problem
 
 HOLDER = 200  # bytes of a lock that are read: `process 7 on host`
 _ADD = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -32,10 +32,8 @@ def refuse_links(folder: Path, base: Path) -> None:
     may be a link itself.
     """
     places = [place for place in (folder, *folder.parents) if base in place.parents]
-    if folder.exists():
-        for inside, folders, files in os.walk(folder, onerror=_unlisted):
-            places += [Path(inside, name) for name in (*folders, *files)]
-    for place in places:
+    inside = below(folder, _unlisted) if folder.exists() else ()
+    for place in (*places, *inside):
         _refuse_link(place)
 
 

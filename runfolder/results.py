@@ -4,21 +4,32 @@ Matplotlib is imported where it is used: it takes a second or two.
 """
 
 import csv
+import glob
 import io
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import VPNsError, printable
-from utils.files import SMALL, atomic_write, parse_object, read_object, read_small, size_of
+from utils.files import (
+    SMALL,
+    atomic_write,
+    below,
+    parse_object,
+    read_object,
+    read_small,
+    require_amounts,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 TITLE = 120  # characters
+PERCENT = ("before", "after_search", "clean", "prompted")  # columns
+ROWS = 200  # of a results.csv: the densities of one run
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
 
 
@@ -31,7 +42,10 @@ def read_results(run: Path) -> list[Row]:
     """The rows of results.csv, None where a cell is empty. Raises VPNsError for a bad file."""
     try:
         text = read_small(run / "results.csv").decode()
-        return [_numbers(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if len(rows) > ROWS:
+            raise ValueError(f"{len(rows)} densities")
+        return [_numbers(row) for row in rows]
     except OSError as error:
         raise VPNsError(f"{run} has no readable results.csv: name a finished run") from error
     except (TypeError, ValueError, csv.Error) as error:
@@ -42,12 +56,11 @@ def _numbers(texts: dict[str, str]) -> Row:
     """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
     row: Row = dict.fromkeys(("real_density", "prompted", "density", "clean"))
     row |= {name: None if text == "" else float(text) for name, text in texts.items()}
-    if not all(math.isfinite(value) for value in row.values() if value is not None):
-        raise ValueError("not finite")
-    if row["clean"] is None or not 0 < row["density"] <= 1:
-        raise ValueError("no density or accuracy")
-    if any(row[name] is not None and not 0 <= row[name] <= 100 for name in ("clean", "prompted")):
-        raise ValueError("no accuracy in percent")
+    there = [name for name, value in row.items() if value is not None]
+    require_amounts(row, *there, "density", "clean")
+    require_amounts(row, *(name for name in there if name in PERCENT), most=100)
+    if not 0 < row["density"] <= 1:
+        raise ValueError("no density")
     return row
 
 
@@ -59,7 +72,7 @@ def find_dense(run: Path) -> Row | None:
     """
     family, _, method = run.parent.name.rpartition("-")
     seed = run.name.partition("-")[0]
-    beside = (run.parent.parent / f"{family}-dense").glob(f"{seed}-*")
+    beside = (run.parent.parent / f"{family}-dense").glob(f"{glob.escape(seed)}-*")
     finished = [dense for dense in beside if read_object(dense / "run.json").get("state") == "done"]
     if method == "dense" or not finished:
         return None
@@ -85,7 +98,7 @@ def find_runs(path: Path) -> list[Path]:
         return [path.parent]
     if not path.is_dir() or any((path / name).exists() for name in RUN_FILES):
         return [run_folder(path)]
-    folders = {file.parent for name in RUN_FILES for file in path.rglob(name)}
+    folders = {file.parent for file in below(path) if file.name in RUN_FILES}
     runs = sorted(folder for folder in folders if ".old" not in folder.name)
     if not runs:
         raise VPNsError(f"{path} has no readable results.csv: name a finished run")
@@ -99,9 +112,13 @@ def run_folder(path: Path) -> Path:
     try:
         lines = _end_of(path).splitlines()
         result = [line for line in lines if line.startswith("RESULT ")][-1]
-        return Path(parse_object(result.removeprefix("RESULT "))["run"])
+        folder = Path(parse_object(result.removeprefix("RESULT "))["run"])
+        there = folder.is_dir()
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise VPNsError(f"{path} is neither a run folder nor the log of a finished run") from error
+    if not there:
+        raise VPNsError(f"{path} names the run {folder}, which is not here: name its folder")
+    return folder
 
 
 def _end_of(log: Path) -> str:

@@ -1,5 +1,6 @@
 """The run folder: what ran, how it went, and its results (DESIGN: contracts)."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -11,17 +12,15 @@ from tqdm import tqdm
 
 from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
+from runfolder.results import PERCENT
 from runfolder.surroundings import Surroundings
-from utils.checkpoint import read_meta
 from utils.errors import Interrupted, VPNsError, message_of, printable
-from utils.files import atomic_write, is_amount, read_object, write_json
+from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
 from utils.signals import Stop
-from utils.tensors import require_amounts, understood
+from utils.tensors import understood
 
 COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
            "prompted", "passes")  # fmt: skip
-
-PERCENT = ("before", "after_search", "clean", "prompted")
 
 
 class Run:
@@ -35,11 +34,13 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
             self._log = open_own(folder / "log.txt")
-        for stray in folder.rglob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+        for stray in list(below(folder)):
+            if re.fullmatch(r"\..*\.tmp", stray.name):
+                stray.unlink(missing_ok=True)
         self.metrics, self.surroundings = Metrics(folder), Surroundings(folder, self.say)
         earlier = read_object(folder / "run.json")
         self._goes_on = bool(earlier)
+        self.rows: dict[str, Mapping[str, Any] | None] = {}  # by level folder; None is left out
         self.was_done = earlier.get("state") == "done"
         self._seconds = earlier["seconds"] if is_amount(earlier.get("seconds")) else 0.0
 
@@ -82,9 +83,8 @@ class Run:
         write_json(self.folder / "run.json", values)
 
     def write_results(self) -> None:
-        """Write results.csv: a row a finished level, densest first, the same bytes each time."""
-        models = self.folder.glob("d*/model.safetensors")
-        ordered = sorted(map(read_row, models), key=lambda row: -row["density"])
+        """Write results.csv: a row a level in `rows`, densest first, the same bytes each time."""
+        ordered = sorted(filter(None, self.rows.values()), key=lambda row: -row["density"])
         texts = ([("" if row[c] is None else repr(row[c])) for c in COLUMNS] for row in ordered)
         lines = map(",".join, [COLUMNS, *texts])
         atomic_write(self.folder / "results.csv", "\n".join(lines) + "\n")
@@ -96,9 +96,9 @@ class Run:
         self._lock.close()
 
 
-def read_row(path: Path, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The results row in a model file, whose metadata may be at hand. VPNsError without one."""
-    row = (read_meta(path) if meta is None else meta).get("result")
+def read_row(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The results row in the metadata of a model file. VPNsError without one."""
+    row = meta.get("result")
     with understood(path):
         missing = ("before", "after_search", "prompted")
         there = [n for n in COLUMNS if n not in missing or row[n] is not None]
@@ -106,4 +106,4 @@ def read_row(path: Path, meta: Mapping[str, Any] | None = None) -> dict[str, Any
         require_amounts(row, *(n for n in there if n in PERCENT), most=100)
         if not 0 < row["density"] <= 1:
             raise ValueError(f"density {row['density']}")
-    return row
+        return {column: row[column] for column in COLUMNS}

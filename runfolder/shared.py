@@ -15,7 +15,8 @@ from runfolder.own import refuse_links
 from runfolder.stage_log import StageLog
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
-from utils.tensors import require_amounts, require_like, understood
+from utils.files import require_amounts
+from utils.tensors import require_like, understood
 
 Tensors = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from runfolder.run import Run
 from runfolder.states import States
-from utils.tensors import require_amounts
+from utils.files import require_amounts
 
 AFTER_SEARCH = ("finetune", "post_prompt")
 PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, whatever its stage

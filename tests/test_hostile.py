@@ -3,13 +3,17 @@
 What a stranger's pickles and safetensors may do is in test_strangers.py.
 """
 
+import csv
 import gzip
 import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import struct
+import subprocess
 import time
 import tracemalloc
 from contextlib import suppress
@@ -18,17 +22,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cli import call, run
+from cli import call, forked, run
 from PIL import Image
+from report_runs import HEADER, make_run, row, set_state
 from report_runs import call as report
-from report_runs import make_run, set_state
-from test_strangers import CPU, QUICK
+from test_strangers import CPU, QUICK, little_memory
 
 from data import SPECS, DataConfig, load_data
 from program import evaluation
-from program.checkpoints import SAYS, read_checkpoint
+from program.checkpoints import SAYS, completed, read_checkpoint
+from report import tables
+from report.text import no_formula
 from runfolder.own import lock, open_own
 from runfolder.results import read_results
+from runfolder.run import COLUMNS
 from runfolder.shared import Shared
 from utils import files
 from utils.checkpoint import load_model, save_model
@@ -292,7 +299,7 @@ def fetches(monkeypatch):
 def test_a_file_alone_begins_no_download_of_a_dataset(got, tmp_path, fetches):
     model = got / "d0.2/model.safetensors"
     _, meta = load_model(model)
-    rewritten(model, config=meta["config"] | {"dataset": "mnist"})
+    rewritten(model, config=meta["config"] | {"dataset": "mnist"}, dataset="mnist")
     done = call("--evaluate", model, "--data", tmp_path / "none", *CPU)
     assert done.code == 4 and "mnist not found" in done.error and fetches == []
     call("--evaluate", model, "--data", tmp_path / "none", "--dataset", "mnist", *CPU)
@@ -324,8 +331,15 @@ def test_a_large_canvas_of_a_file_is_shown_in_small_batches(got, monkeypatch):
     tensors = {name: t for name, t in state["tensors"].items() if name != "prompt.program"}
     restated(path, config=sizes, tensors=tensors)
     call("--evaluate", path, *CPU)
+    restated(path, config=sizes | {"input_size": 4096, "output_size": 1})
+    call("--evaluate", path, *CPU)
     restated(path, config=sizes | {"output_size": 10**6})
-    assert call("--evaluate", path, *CPU).code == 1 and seen == [1]
+    assert call("--evaluate", path, *CPU).code == 1 and seen == [1, 1]
+
+
+def test_images_larger_than_their_canvas_are_measured_few_at_a_time():
+    config = completed({"input_size": 2048, "output_size": 1, "batch_size": 1})
+    assert config.measured_batch == 1
 
 
 def test_the_threads_of_a_run_folder_are_bounded_by_the_machine(got):
@@ -349,6 +363,7 @@ def test_a_row_that_is_not_of_its_tensors_is_made_again(got, change):
     path = got / "d0.2/model.safetensors"
     _, meta = load_model(path)
     rewritten(path, result=meta["result"] | change)
+    (got / "d0.2/search.safetensors").unlink()
     done = again(got)
     assert done.code == 0 and "this level is made again" in done.out
     assert done.result["rows"][0] == {k: meta["result"][k] for k in done.result["rows"][0]}
@@ -368,10 +383,70 @@ def test_tensors_of_another_density_are_made_again(got):
     assert "this level is made again" in again(got).out
 
 
-def test_result_says_which_rows_were_read(got):
-    assert again(got).result["read"] == [0.2]
+@pytest.mark.parametrize(
+    ("gone", "read"), [((), [0.2]), (("model",), [0.2]), (("model", "search"), [])], ids=str
+)
+def test_result_says_which_rows_hold_accuracies_that_were_read(got, gone, read):
+    for name in gone:
+        (got / f"d0.2/{name}.safetensors").unlink()
+    assert again(got).result["read"] == read
+
+
+def test_the_end_of_a_search_decides_two_accuracies_and_no_other_number(got):
     (got / "d0.2/model.safetensors").unlink()
-    assert again(got).result["read"] == []
+    before = again(got).result["rows"][0]
+    (got / "d0.2/model.safetensors").unlink()
+    numbers = dict.fromkeys(COLUMNS, 99) | {n: before[n] for n in ("before", "after_search")}
+    rewritten(got / "d0.2/search.safetensors", accuracies=numbers)
+    assert again(got).result["rows"] == [before]
+
+
+MASKS = [["bn1.bias"], ["bn1.running_mean"], ["conv1.weight"], [], ["conv1.weight"] * 2, "all"]
+
+
+@pytest.mark.parametrize("names", MASKS, ids=str)
+@pytest.mark.parametrize("file", ["model", "search"])
+def test_masks_of_other_tensors_than_can_be_pruned_are_refused(got, names, file):
+    path = got / f"d0.2/{file}.safetensors"
+    _, meta = load_model(path)
+    rewritten(path, masks=[*meta["masks"], "bn1.weight"] if names == "all" else names)
+    if file == "model":
+        done = call("--evaluate", path, *CPU)
+        assert "this level is made again" in again(got).out
+    else:
+        (got / "d0.2/model.safetensors").unlink()
+        done = again(got)
+    assert done.code == 1 and done.error.startswith(f"{path} does not hold what it should")
+
+
+def test_levels_of_other_commands_stay_in_the_table(got):
+    done = again(got, "--density_list", "0.5,0.2")
+    assert done.code == 0 and done.folder == got
+    (got / "d0.2/model.safetensors").unlink()
+    assert again(got).code == 0
+    assert [row["density"] for row in read_results(got)] == [0.5, 0.2]
+
+
+PLANTED = {
+    "of another density": (("d0.5", {}), "has density 0.2"),
+    "of other tensors": (("d0.5", {"density": 0.5}), "its tensors have another|density 0.5"),
+    "of no number": (("dx", {}), "could not convert"),
+    "of another name": (("d0.20", {}), "a level is named for its density"),
+    "of no density": (("dnan", {"density": math.nan}), "no number under density"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_level_that_is_none_of_the_run_is_left_out_of_its_table(got, case):
+    (name, row), reason = PLANTED[case]
+    path = shutil.copytree(got / "d0.2", got / name) / "model.safetensors"
+    _, meta = load_model(path)
+    rewritten(path, result=meta["result"] | row)
+    (got / "d0.2/model.safetensors").unlink()
+    done = again(got)
+    (line,) = [line for line in done.out.splitlines() if "results.csv leaves it out" in line]
+    assert done.code == 0 and re.search(reason, line)
+    assert [row["density"] for row in read_results(got)] == [0.2]
 
 
 def test_end_of_a_search_with_impossible_accuracies_is_made_again(got):
@@ -406,6 +481,7 @@ SAID = [
     {"kept_zeros": {"conv1.weight": list(range(432))}}, {"kept_zeros": {"conv1.weight": "x"}},
     {"result": {"clean": 101}}, {"result": {"clean": math.nan}}, {"result": {"clean": "99.9"}},
     {"result": 3}, {"sizes": {"input": 4, "output": 8, "pad": 0, "mask": 2}},
+    {"network": "resnet18"}, {"dataset": "mnist"}, {"prompt": "none"}, {"prompt": "fix"},
 ]  # fmt: skip
 
 
@@ -417,8 +493,55 @@ def test_a_model_that_says_what_cannot_be_is_refused(got, change):
     assert done.code == 1 and "does not hold what it should" in done.error, done.error
 
 
-def test_results_with_an_impossible_accuracy_are_refused_by_the_report(tmp_path, capsys):
-    folder = make_run(tmp_path, "vpns", 7, {0.1: 100.5})
+HEADS = [(2 * 10**7, 0), (0, 64), (10, 64, 1), (), (0, 10**15)]
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("kind", ["model", "state", "weights"])
+def test_nothing_is_built_for_a_head_that_the_network_cannot_have(got, tmp_path, shape, kind):
+    tensors, meta = load_model(got / "d0.2/model.safetensors")
+    tensors["fc.weight"] = torch.zeros(shape)
+    path = got / "d0.2/model.safetensors"
+    save_model(path, tensors, meta)
+    words = ["--evaluate", path]
+    if kind == "state":
+        words[1] = path = state_of(got)
+        saved = torch.load(path, weights_only=True)["tensors"]
+        restated(path, tensors=saved | {"network.fc.weight": torch.zeros(shape)})
+    if kind == "weights":
+        words = [*NONE, "--weights", path, "--save_dir", tmp_path]
+    done = forked(tmp_path / "result", *words, *CPU, before=little_memory)
+    assert done.code == 1 and "bug" not in done.error
+    assert re.search(r"fc\.(weight|bias)|TypeError", done.error)
+
+
+def test_weights_of_a_type_that_cannot_be_converted_are_refused(got, tmp_path):
+    tensors, _ = load_model(got / "d0.2/model.safetensors")
+    halves = tensors["fc.weight"].shape
+    tensors["fc.weight"] = torch.zeros(halves, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_model(tmp_path / "w.safetensors", tensors, {})
+    done = run(tmp_path, *NONE, "--weights", tmp_path / "w.safetensors")
+    assert done.code == 1 and "w.safetensors" in done.error and "bug" not in done.error
+
+
+def test_scores_without_a_value_are_refused(tmp_path):
+    scores = {"conv1.popup_scores": torch.zeros(0), "conv1.weight": torch.zeros(0)}
+    torch.save({"state_dict": scores}, tmp_path / "w.pth")
+    done = run(tmp_path / "runs", *NONE, "--init_mask", tmp_path / "w.pth")
+    assert done.code == 1 and "w.pth" in done.error and "bug" not in done.error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        row(0.1, 100.5), row(0.1, 90, -1), row(0.1, 90).replace("60", "1.7e308"),
+        row(0.1, 90).replace("60", "-1"), "".join(row(i / 1000, 90) for i in range(1, 202)),
+    ],
+    ids=["clean", "prompted", "passes", "negative", "densities"],
+)  # fmt: skip
+def test_results_that_no_run_has_are_refused_by_the_report(tmp_path, capsys, text):
+    folder = make_run(tmp_path, "vpns", 7, {})
+    (folder / "results.csv").write_text(HEADER + text)
     with pytest.raises(VPNsError, match=r"results\.csv is damaged"):
         read_results(folder)
     assert report("table", folder) == 1 and "is damaged" in capsys.readouterr().err
@@ -491,6 +614,36 @@ def test_a_long_log_is_read_from_its_end(got, tmp_path, capsys):
     assert report("table", log) == 0 and str(got) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["x" * 10_000, "a\0b", "\ud800", "x/" * 3000], ids=len)
+@pytest.mark.parametrize("words", [("table",), ("--out", "out")], ids=lambda words: words[0])
+def test_a_log_that_names_no_folder_ends_a_report_with_one_line(tmp_path, capsys, name, words):
+    (tmp_path / "log").write_text(f"RESULT {json.dumps({'run': name})}\n")
+    assert report(*words, tmp_path / "log") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_folders_within_folders_without_end_stop_neither_a_run_nor_a_report(got):
+    here, place = os.getcwd(), got
+    try:
+        for _ in range(1500):
+            os.chdir(place)
+            place = "a"
+            os.mkdir(place)
+        assert again(got).code == 0 and report("table", got) == 0
+        assert report(got.parents[2], "--out", got.parents[2] / "out") == 0
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-r", str(got / "a")], check=True)  # shutil is no deeper than Python
+
+
+@pytest.mark.parametrize("name", ["seed**-x", "seed[-x", "seed7?", f"seed7-{ESCAPE}"], ids=ascii)
+def test_a_folder_of_any_name_is_shown_by_the_table(got, capsys, name):
+    (got.parent.with_name("resnet20-digits-dense") / "seed1").mkdir(parents=True)
+    assert report("table", got.rename(got.with_name(name))) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def idx(*shape, data=None):
     head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
     return head + (bytes(math.prod(shape)) if data is None else data)
@@ -506,6 +659,8 @@ BOMBS = {
     "more than it says": lambda: gzip.compress(idx(10, 8, 8)) + gzip.compress(bytes(2**24)) * 8,
     "says too much": lambda: gzip.compress(idx(2**31, 28, 28, data=bytes(2**24))) * 2,
     "says what it has not": lambda: gzip.compress(idx(2**20, 28, 28, data=b"x")),
+    "no rows": lambda: gzip.compress(idx(10, 0, 5)),
+    "no pixels": lambda: gzip.compress(idx(10, 0, 0)),
     "no header": lambda: gzip.compress(b"\0\0\x08"),
 }
 
@@ -528,7 +683,15 @@ def encoded(kind, size=(4, 4), mode="RGB"):
     return data.getvalue()
 
 
+def tiled(side):
+    """A TIFF of 4 x 4 pixels in one tile of `side` x `side`."""
+    tags = {256: 4, 257: 4, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 8}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIQH", b"II", 42, 16, 0, len(tags)) + rows + bytes(4)
+
+
 PICTURES = {
+    "a tile of 2^30 pixels": (lambda: tiled(2**15), "32,768 x 32,768 pixels"),
     "PostScript": (lambda: encoded("EPS"), "no image"),
     "PCX": (lambda: encoded("PCX"), "no image"),
     "TGA": (lambda: encoded("TGA"), "no image"),
@@ -616,11 +779,40 @@ def test_latex_shows_commands_as_text(evil):
     assert r"\textbackslash{}input\{/etc/passwd\}" in text
 
 
+def test_no_row_of_latex_belongs_to_the_line_break_before_it():
+    text = tables.latex([["method", "90 %"], ["[5cm] x", "1"], ["*", "2"]], "caption")
+    assert all(row.startswith("{}") for row in text.splitlines() if row.endswith(r"\\"))
+
+
+CELLS = ["=1+1", " =1", '"=1', "a;=1", 'a;"=1', "a,\t@x", "a|-1", "＝1", "+1", "a; +1", "a\t=1"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("mark", ";,\t|")
+def test_no_cell_is_a_formula_whatever_mark_divides_cells(cell, mark):
+    line = io.StringIO()
+    csv.writer(line, quoting=csv.QUOTE_ALL).writerow([no_formula(cell)])
+    for text in next(csv.reader([line.getvalue()], delimiter=mark)):
+        assert not text.strip(' "').startswith(tuple("=+-@＝＋－＠"))
+
+
+MARKS = {
+    "_a_": r"\_a\_", "__a__": r"\_\_a\_\_", "fashion_mnist": "fashion_mnist", "~~a~~": r"\~\~a\~\~",
+    "$a$": r"\$a\$", "http://e.org": r"http\://e.org", "www.e.org": r"www\.e.org",
+    "mailto:a": r"mailto\:a", "<b>": "&lt;b&gt;", "# a": r"\# a", "![a](b)": r"!\[a\](b)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_marks_of_markdown_and_bare_links_are_shown_as_text(text):
+    assert tables.plain(text) == MARKS[text]
+
+
 def test_markdown_shows_headings_links_and_html_as_text(evil):
     lines = (evil / "report.md").read_text().split("```")[::2]  # commands are code, shown as it is
     text = "".join(lines)
     assert "<script" not in text and "# Forged" not in text.replace(r"\#", "")
-    assert "&lt;script&gt;" in text and r"\[x\](http://e)" in text
+    assert "&lt;script&gt;" in text and r"\[x\](http\://e)" in text
 
 
 def test_commands_of_a_report_stay_in_their_block_and_are_quoted(evil):

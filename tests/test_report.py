@@ -80,9 +80,16 @@ def test_sparsity_has_no_binary_dust(density, percent):
 
 
 def test_run_folder_comes_from_the_last_result_line_of_a_log(tmp_path):
-    log = tmp_path / "run.log"
-    log.write_text('RESULT {"run": "old"}\nepoch 1\nRESULT {"run": "a folder"}\n')
-    assert run_folder(log) == Path("a folder")
+    log, folder = tmp_path / "run.log", tmp_path / "a folder"
+    folder.mkdir()
+    log.write_text(f'RESULT {{"run": "old"}}\nepoch 1\nRESULT {{"run": "{folder}"}}\n')
+    assert run_folder(log) == folder
+
+
+def test_log_of_a_run_that_is_elsewhere_is_refused(tmp_path):
+    (tmp_path / "run.log").write_text('RESULT {"run": "elsewhere"}\n')
+    with pytest.raises(VPNsError, match="names the run elsewhere, which is not here"):
+        run_folder(tmp_path / "run.log")
 
 
 @pytest.mark.parametrize("text", ["epoch 1\n", "RESULT {broken\n", 'RESULT {"accuracy": 1}\n'])

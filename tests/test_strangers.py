@@ -201,6 +201,11 @@ def safetensors(shape, offsets, data=bytes(8), name="a", length=None):
     return struct.pack("<Q", length or len(text)) + text + data
 
 
+def header_of(items):
+    text = f'{{"__metadata__":{{{",".join(items)}}}}}'.encode()
+    return struct.pack("<Q", len(text)) + text
+
+
 class Array:
     """A pickle that asks for 10^12 zeros when it is read."""
 
@@ -220,6 +225,15 @@ ABSURD = {
     "shape over 64 bits": (".safetensors", lambda: safetensors([2**40] * 2, [0, 8]), "is damaged"),
     "data beyond the end": (".safetensors", lambda: safetensors([2], [8, 16]), "is damaged"),
     "huge header": (".safetensors", lambda: safetensors([2], [0, 8], length=2**60), "is damaged"),
+    "no values of a huge shape": (".safetensors", lambda: safetensors([2**63, 0], [0, 0], b""),
+                                  "is damaged"),
+    "header of pairs": (".safetensors", lambda: header_of(f'"{i:x}":""' for i in range(2**20)),
+                        "a larger header than a network needs"),
+    "header of numbers": (".safetensors", lambda: header_of(
+        ['"a":{"dtype":"F32","shape":[0' + ",0" * 2**21 + '],"data_offsets":[0,0]}']),
+        "a larger header than a network needs"),
+    "header of text": (".safetensors", lambda: header_of([f'"vpns":"{"x" * 2**25}"']),
+                       "a larger header than a network needs"),
     "huge storage, zip": (".pt", lambda: rezipped(change=declared(HUGE)),
                           "declares a tensor of 1,000,000,000,000 values"),
     "huge storage, legacy": (".pth", lambda: saved(
@@ -297,6 +311,7 @@ WITHOUT_END = {
     "a list of lists of lists": (lambda: doubled(40), "hold one another without end"),
     "deep": (lambda: tall(300), "hold one another without end"),
     "many numbers": (lambda: [0] * (torch_pickle.ITEMS + 1), "are too many"),
+    "long keys": (lambda: {i + "x" * 2**20: 0 for i in map(chr, range(65, 85))}, "are too many"),
     "long text": (lambda: "x" * (torch_pickle.TEXT + 1), "are too many"),
     "huge number": (lambda: 10**400, "it holds a int"),
     "key of a tuple": (lambda: {(1, 2): 3}, "it holds a tuple"),

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from utils.files import below
+
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
 LOOK = 2.0  # seconds between looks at what has come
 
@@ -58,5 +60,4 @@ def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
 
 def _bytes_in(folder: Path) -> int:
     """The sizes of all files in a folder, of which some may vanish meanwhile."""
-    paths = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    return sum(os.lstat(path).st_size for path in paths if os.path.lexists(path))
+    return sum(os.lstat(path).st_size for path in below(folder) if os.path.lexists(path))

@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,6 +130,25 @@ def read_small(path: Path, most: int = SMALL) -> bytes:
     return data
 
 
+def below(
+    folder: Path, refused: Callable[[OSError], object] = lambda error: None
+) -> Iterator[Path]:
+    """All files and folders below a folder, however deep; no link to a folder is followed.
+
+    `refused` is told of a folder that cannot be listed.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    yield Path(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError as error:
+            refused(error)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, or {} when the file is missing, damaged, too large, or none, as a pipe is."""
     try:
@@ -158,6 +178,13 @@ def _deep(value: Any) -> bool:
 def is_amount(value: Any) -> bool:
     """Whether something read from a file is a number that can be counted on: finite, from 0 on."""
     return type(value) in (int, float) and 0 <= value < 2**53
+
+
+def require_amounts(values: Mapping[str, Any], *names: str, most: float = math.inf) -> None:
+    """Raises ValueError when one of these values is no finite number from 0 to `most`."""
+    wrong = [name for name in names if not (is_amount(values[name]) and values[name] <= most)]
+    if wrong:
+        raise ValueError(f"no number under {', '.join(wrong)}")
 
 
 def leads_outside(name: str) -> bool:

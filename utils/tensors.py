@@ -1,6 +1,5 @@
 """Reading files of tensors that somebody else may have written: nothing in them is ever run."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,13 @@ from safetensors.torch import load_file
 from torch import Size, Tensor, dtype
 
 from utils.errors import VPNsError, note
-from utils.files import is_amount, leads_outside, read_small, sha256_file, side_car
+from utils.files import leads_outside, read_small, sha256_file, side_car
 from utils.memory import usable_memory
 from utils.signals import signals_later
 from utils.torch_file import read_torch
 
 SUMS = 4096  # bytes of a side-car
+HEADER, MARKS = 2**25, 2**21  # of safetensors: bytes, and quotes, commas and brackets in them
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -87,13 +87,6 @@ def require_like(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
         raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
 
 
-def require_amounts(values: Mapping[str, Any], *names: str, most: float = math.inf) -> None:
-    """Raises ValueError when one of these values is no finite number from 0 to `most`."""
-    wrong = [name for name in names if not (is_amount(values[name]) and values[name] <= most)]
-    if wrong:
-        raise ValueError(f"no number under {', '.join(wrong)}")
-
-
 def _check_side_car(path: Path) -> bool:
     """Compare a file with the digest in `<file>.sha256` (`sha256sum` format), if there is one.
 
@@ -117,7 +110,18 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].split(". ")[0] if text else type(error).__name__
 
 
+def _check_header(path: Path) -> None:
+    """Raises VPNsError for a header that no network has; understanding it would take gigabytes."""
+    most = max(HEADER, path.stat().st_size // 8)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = file.read(min(length, most + 1))
+    if len(head) > most or sum(map(head.count, (b'"', b",", b"[", b"{"))) > MARKS:
+        raise VPNsError(f"{path} is refused: it has a larger header than a network needs")
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _check_header(path)
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
@@ -125,5 +129,5 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if outside:
             raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OverflowError, TypeError) as error:  # the latter two of sizes
         raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error

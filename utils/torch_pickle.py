@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 ITEMS, TEXT, DEPTH = 300_000, 2**24, 100  # values, characters, and containers within each other
 NAME = 100  # characters of a name that a message shows
 LARGEST = 2**63
+ENDLESS = "its values are too many, or hold one another without end"
 KINDS = {
     "Double": ("float64", 8), "Float": ("float32", 4), "Half": ("float16", 2),
     "BFloat16": ("bfloat16", 2), "Long": ("int64", 8), "Int": ("int32", 4), "Short": ("int16", 2),
@@ -128,9 +129,8 @@ class Tree:
     def of(self, value: Any, depth: int = 0) -> Any:
         """The JSON of a value. Raises Refused for one that is not plain, or never ends."""
         self._items -= 1
-        self._text -= len(value) if isinstance(value, str) else 0
-        if self._items < 0 or self._text < 0 or depth > DEPTH:
-            raise Refused("its values are too many, or hold one another without end")
+        if self._items < 0 or depth > DEPTH:
+            raise Refused(ENDLESS)
         if isinstance(value, View):
             return {"view": self._number(value)}
         if isinstance(value, dict):
@@ -146,6 +146,9 @@ class Tree:
         if not plain or type(value) is int and not -LARGEST <= value < LARGEST:
             kind = type(value).__name__
             raise Refused(f"it holds a {kind}, and only tensors and plain values load")
+        self._text -= len(value) if isinstance(value, str) else 0
+        if self._text < 0:
+            raise Refused(ENDLESS)
         return value
 
     def _number(self, view: View) -> int:
