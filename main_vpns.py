@@ -42,7 +42,7 @@ from runfolder.own import refuse_links
 from runfolder.run import COLUMNS, Run
 from utils.config import flatten
 from utils.device import choose_device
-from utils.errors import Interrupted, note
+from utils.errors import Interrupted, note, printable
 from utils.memory import keep_freed_memory
 
 
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error = stop.meant(raised)
         stop.ignore()
         if "--debug" in argv:
-            traceback.print_exc()
+            print(*map(printable, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         with suppress(OSError):  # of a terminal that was closed
             print(f"error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)

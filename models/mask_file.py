@@ -101,10 +101,13 @@ def start_from(model: PromptedClassifier, file: MaskFile, path: Path) -> None:
     problem = misfit(model.network.state_dict(), file.state)
     if problem:
         raise VPNsError(f"{path} does not fit the network: {problem}")
-    model.network.load_state_dict(file.state)
-    if model.prompt is None or file.program is None:
-        return
-    if file.program.shape != model.prompt.program.shape:
-        size = file.program.shape[-1]
-        raise VPNsError(f"{path} has a prompt of {size} pixels: use --output_size {size}")
-    model.prompt.program.copy_(file.program)
+    with understood(path):
+        model.network.load_state_dict(file.state)
+        if model.prompt is None or file.program is None:
+            return
+        _, size, _ = file.program.shape
+        if size != model.prompt.output_size:
+            raise VPNsError(f"{path} has a prompt of {size} pixels: use --output_size {size}")
+        if file.program.is_complex() or file.program.shape != model.prompt.program.shape:
+            raise ValueError(f"a prompt of {file.program.dtype} {tuple(file.program.shape)}")
+        model.prompt.program.copy_(file.program)

@@ -51,7 +51,9 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str |
         for k in expected
         if k in state and state[k].shape != expected[k].shape
     ]
-    parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    complex_ = [k for k in expected if k in state and state[k].is_complex()]
+    parts = {"missing": missing, "unexpected": unexpected, "of another shape": shapes,
+             "of complex numbers": complex_}  # fmt: skip
     return "; ".join(f"{what} {few(keys)}" for what, keys in parts.items() if keys) or None
 
 

@@ -56,8 +56,13 @@ def _read(path: Path, density: float | None) -> MaskFile:
 
 
 def _check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
-    """Raises UsageError when masks of a file are not of the densities that were asked for."""
+    """Raises UsageError when masks of a file are not of the densities that were asked for.
+
+    VPNsError when they keep nothing.
+    """
     kept, total = kept_count(masks), total_count(masks)
+    if not kept:
+        raise VPNsError(f"{source} holds masks that keep no weight")
     if count_at(density, total) != kept:
         raise UsageError(f"{source} keeps {kept} of {total} weights, which is not density "
                          f"{density:g}: ask for --density_list {density_of(kept, total)!r}")

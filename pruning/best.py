@@ -48,6 +48,7 @@ class Best:
     @torch.no_grad()
     def restore(self, training: "Training") -> None:
         """Put the best epoch back into the model, if one was taken."""
-        now = tensors_of(training)
-        for name, tensor in self.tensors.items():
-            now[name].copy_(tensor)
+        if self.tensors:
+            for name, tensor in tensors_of(training).items():
+                tensor.copy_(self.tensors[name])
+            training.stage.renew()

@@ -81,15 +81,14 @@ def load_tensors(
 ) -> None:
     """Put saved tensors into the model and the best epoch; ValueError when they do not fit."""
     now = tensors_of(training)
-    require_like(now, saved)
-    if best["tensors"]:
-        require_like(now, best["tensors"])
     moving = now.keys() - dict(training.model.named_buffers()).keys()
-    if not all(torch.isfinite(saved[name]).all() for name in moving):
-        raise ValueError("not finite")
-    for name, tensor in now.items():
-        tensor.copy_(saved[name])
-    training.model.check_map()
+    for tensors in (best["tensors"], saved) if best["tensors"] else (saved,):  # both are looked at
+        require_like(now, tensors)
+        if not all(torch.isfinite(tensors[name]).all() for name in moving):
+            raise ValueError("not finite")
+        for name, tensor in now.items():
+            tensor.copy_(tensors[name])
+        training.model.check_map()
     training.best.correct, training.best.epoch = int(best["correct"]), int(best["epoch"])
     training.best.tensors = dict(best["tensors"])
 

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from pruning import Method
 from report.paper import Curve, published
 from report.runs import Run, facts, rank
+from utils.errors import VPNsError
+
+PANELS = 100
 
 
 class Mean(NamedTuple):
@@ -107,9 +110,15 @@ class Panel:
 
 
 def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:
-    """The runs by network and dataset, in order of name, their methods by rank."""
+    """The runs by network and dataset, in order of name, their methods by rank.
+
+    Raises VPNsError for more than PANELS of them, which would take minutes to draw.
+    """
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.where, rank(run.method), run.label)):
         groups.setdefault(run.where, {}).setdefault(run.label, []).append(run)
+    if len(groups) > PANELS:
+        raise VPNsError(f"runs of {len(groups)} pairs of a network and a dataset, where a report "
+                        f"shows {PANELS} at most: name fewer")
     return [Panel(where, [Series(*item, accuracy) for item in by_label.items()])
             for where, by_label in groups.items()]

@@ -13,6 +13,7 @@ from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
 LONGEST = 200  # characters of a text that a report takes from a file
+FLAGS = 500  # of a config.json
 NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 Flags = Mapping[str, Any]
 STRANGER = Method(find_masks=lambda search: {})
@@ -96,6 +97,8 @@ def _read(folder: Path) -> Run:
     elif not config.keys() >= set(NAMES):
         raise VPNsError(f"{folder} has no config.json that says what ran: name a run folder")
     wrong = [name for name, value in config.items() if not _is_flag(name, value)]
+    if len(config) > FLAGS:
+        raise VPNsError(f"{folder / 'config.json'} has more flags than a run: name another folder")
     if wrong:
         raise VPNsError(f"{folder / 'config.json'} has no such value of {', '.join(wrong[:3])}")
     config, env = _printable(config), _printable(read_object(folder / "env.json"))

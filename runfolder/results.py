@@ -8,6 +8,7 @@ import glob
 import io
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 TITLE = 120  # characters
 PERCENT = ("before", "after_search", "clean", "prompted")  # columns
-ROWS = 200  # of a results.csv: the densities of one run
+ROWS, COLUMNS = 200, 50  # of a results.csv at most, the densities of one run
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
 
 
@@ -42,9 +43,12 @@ def read_results(run: Path) -> list[Row]:
     """The rows of results.csv, None where a cell is empty. Raises VPNsError for a bad file."""
     try:
         text = read_small(run / "results.csv").decode()
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if len(reader.fieldnames or ()) > COLUMNS:
+            raise ValueError("columns that no run has")
+        rows = list(islice(reader, ROWS + 1))  # a row fills up what it lacks
         if len(rows) > ROWS:
-            raise ValueError(f"{len(rows)} densities")
+            raise ValueError("densities that no run has")
         return [_numbers(row) for row in rows]
     except OSError as error:
         raise VPNsError(f"{run} has no readable results.csv: name a finished run") from error

@@ -49,8 +49,9 @@ class Surroundings:
     def use_threads(self, threads: Any) -> None:
         """Compute with as many threads as before, on which the last bits depend."""
         now = torch.get_num_threads()
-        if threads != now and threads in range(1, MOST_THREADS * (os.cpu_count() or 1) + 1):
-            torch.set_num_threads(int(threads))
+        most = MOST_THREADS * (os.cpu_count() or 1)
+        if type(threads) is int and threads != now and 1 <= threads <= most:
+            torch.set_num_threads(threads)
             self._say(f"note: {threads} threads as before instead of {now}")
 
     def require_data(self, fingerprint: str) -> None:

@@ -29,6 +29,7 @@ from report_runs import call as report
 from test_strangers import CPU, QUICK, little_memory
 
 from data import SPECS, DataConfig, load_data
+from models.artifact import masks_of
 from program import evaluation
 from program.checkpoints import SAYS, completed, read_checkpoint
 from report import tables
@@ -493,6 +494,44 @@ def test_a_model_that_says_what_cannot_be_is_refused(got, change):
     assert done.code == 1 and "does not hold what it should" in done.error, done.error
 
 
+def planted_best(folder, change):
+    """Let the state of fine-tuning have a best epoch, changed by `change(tensors)`."""
+    (folder / "d0.2/model.safetensors").unlink()
+    path = state_of(folder)
+    tensors = {n: t.clone() for n, t in torch.load(path, weights_only=True)["tensors"].items()}
+    change(tensors)
+    restated(path, best={"correct": 3, "epoch": 0, "tensors": tensors})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda best: best.update(more=torch.zeros(1)),
+        lambda best: best["network.conv1.weight"].fill_(1),
+        lambda best: best["label_map"].fill_(1),
+        lambda best: best["label_map"].fill_(99),
+        lambda best: best["network.fc.weight"].fill_(math.nan),
+        lambda best: best.pop("network.fc.weight"),
+    ],
+    ids=["more", "masked", "map of one", "map outside", "not finite", "less"],
+)
+def test_the_best_epoch_of_a_state_is_looked_at_like_the_state(got, change):
+    planted_best(got, change)
+    done = again(got)
+    if done.code:
+        assert done.code == 1 and "does not hold what it should" in done.error
+    else:
+        tensors, meta = load_model(got / "d0.2/model.safetensors")
+        assert masks_of(tensors, meta) and "more" not in tensors
+
+
+@pytest.mark.parametrize("threads", [torch.tensor([1, 2]), "2", 1.5, [1], True], ids=str)
+def test_threads_of_another_kind_are_not_taken_from_a_state(got, threads):
+    (got / "d0.2/model.safetensors").unlink()
+    restated(state_of(got), threads=threads)
+    assert again(got).code == 0
+
+
 HEADS = [(2 * 10**7, 0), (0, 64), (10, 64, 1), (), (0, 10**15)]
 
 
@@ -531,17 +570,66 @@ def test_scores_without_a_value_are_refused(tmp_path):
     assert done.code == 1 and "w.pth" in done.error and "bug" not in done.error
 
 
+def test_settings_of_more_flags_than_a_run_has_are_refused_by_the_report(tmp_path, capsys):
+    for seed in (7, 8):
+        folder = make_run(tmp_path, "vpns", seed, {0.1: 90})
+        changed(folder / "config.json", **{f"x{i}": seed for i in range(20_000)})
+    assert report(tmp_path, "--out", tmp_path / "out") == 1
+    assert "more flags than a run" in capsys.readouterr().err
+
+
+def test_more_networks_than_a_picture_shows_are_refused_by_the_report(tmp_path, capsys):
+    for number in range(101):
+        changed(make_run(tmp_path, "vpns", number, {0.1: 90}) / "config.json", network=f"n{number}")
+    assert report(tmp_path, "--out", tmp_path / "out") == 1
+    assert "runs of 101 pairs" in capsys.readouterr().err
+
+
+GIVEN = {
+    "a prompt without dimensions": {"program": torch.tensor(1.0)},
+    "a prompt of complex numbers": {"program": torch.zeros(3, 4, 4, dtype=torch.complex64)},
+    "a prompt of a row": {"program": torch.zeros(3, 4, 1)},
+    "complex weights": {"fc.bias": torch.zeros(10, dtype=torch.complex64)},
+    "weights of 4 bits": {"fc.bias": torch.zeros(10, dtype=torch.float4_e2m1fn_x2)},
+    "no kept weight": {"masks": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_what_a_search_cannot_start_from_is_refused(got, tmp_path, case):
+    tensors, meta = load_model(got / "d0.2/model.safetensors")
+    own = {n: t for n, t in GIVEN[case].items() if n in tensors}
+    masks = {f"{name}_mask": (tensors[name] != 0) & ("masks" not in GIVEN[case])
+             for name in meta["masks"]}  # fmt: skip
+    path, other = tmp_path / "mask.pth", tmp_path / "w.safetensors"
+    visual = {"visual_prompt": GIVEN[case]} if "program" in GIVEN[case] else {}
+    torch.save({"state_dict": tensors | masks} | visual, path)
+    words = ["--init_mask", path, "--init_from", path]
+    if own:
+        save_model(other, tensors | own, meta)
+        words[3] = other
+    done = run(tmp_path / "runs", *NONE, *words)
+    assert done.code == 1 and "bug" not in done.error, done.error
+
+
+def test_a_traceback_shows_no_escape_codes(got, tmp_path):
+    torch.save({f"y{ESCAPE}": torch.zeros(1)}, tmp_path / "w.pth")
+    done = run(tmp_path / "runs", *NONE, "--weights", tmp_path / "w.pth", "--debug")
+    assert done.code == 1 and "Traceback" in done.err and "\x1b" not in done.err
+
+
 @pytest.mark.parametrize(
     "text",
     [
         row(0.1, 100.5), row(0.1, 90, -1), row(0.1, 90).replace("60", "1.7e308"),
-        row(0.1, 90).replace("60", "-1"), "".join(row(i / 1000, 90) for i in range(1, 202)),
+        row(0.1, 90).replace("60", "-1"), "x," * 30_000 + "\n" * 3000,
+        "".join(row(i / 1000, 90) for i in range(1, 202)),
     ],
-    ids=["clean", "prompted", "passes", "negative", "densities"],
+    ids=["clean", "prompted", "passes", "negative", "columns", "densities"],
 )  # fmt: skip
 def test_results_that_no_run_has_are_refused_by_the_report(tmp_path, capsys, text):
     folder = make_run(tmp_path, "vpns", 7, {})
-    (folder / "results.csv").write_text(HEADER + text)
+    (folder / "results.csv").write_text(text if text.startswith("x,") else HEADER + text)
     with pytest.raises(VPNsError, match=r"results\.csv is damaged"):
         read_results(folder)
     assert report("table", folder) == 1 and "is damaged" in capsys.readouterr().err

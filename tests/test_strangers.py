@@ -201,6 +201,12 @@ def safetensors(shape, offsets, data=bytes(8), name="a", length=None):
     return struct.pack("<Q", length or len(text)) + text + data
 
 
+def recounted(count):
+    """The format before torch 1.6, with another count before the values of its one storage."""
+    data = saved(PLAIN, _use_new_zipfile_serialization=False)
+    return data[:-4008] + struct.pack("<q", count) + data[-4000:]
+
+
 def header_of(items):
     text = f'{{"__metadata__":{{{",".join(items)}}}}}'.encode()
     return struct.pack("<Q", len(text)) + text
@@ -239,6 +245,8 @@ ABSURD = {
     "huge storage, legacy": (".pth", lambda: saved(
         PLAIN, _use_new_zipfile_serialization=False).replace(COUNT, HUGE),
         "declares a tensor of 1,000,000,000,000 values"),
+    "storage of another size": (".pth", lambda: recounted(0), "is damaged"),
+    "storage of less than nothing": (".pth", lambda: recounted(-1000), "is damaged"),
     "huge view": (".pt", lambda: saved({"a": torch.zeros(1).expand(10**6, 10**6)}),
                   "declares a tensor of shape (1000000, 1000000)"),
     "huge array": (".pt", lambda: saved({"a": Array()}), "would call builtins.bytearray"),

@@ -104,10 +104,12 @@ def _in_legacy(file: BinaryIO, size: int) -> tuple[Any, dict, dict]:
         raise Refused("it was written on a machine of another byte order")
     places = {}
     for key in keys:
-        (count,) = struct.unpack("<q", file.read(8))
-        places[key] = file.tell()
-        _check_count(storages[key], size - places[key], size)
-        file.seek(storages[key].kind.size * count, os.SEEK_CUR)
+        storage, (count,) = storages[key], struct.unpack("<q", file.read(8))
+        before, places[key] = places.get(key), file.tell()
+        _check_count(storage, size - places[key], size)
+        if count != storage.count or before:
+            raise Damaged("data of two sizes under one name")
+        file.seek(storage.kind.size * count, os.SEEK_CUR)
     return content, storages, places
 
 
