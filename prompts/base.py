@@ -23,6 +23,11 @@ class InclusiveClamp(torch.autograd.Function):
         return grad * inside
 
 
+def being_recorded() -> bool:
+    """Whether what is computed now goes into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 class VisualPrompt(nn.Module):
     """clamp(place(x) + pixels * region, 0, 1).
 
@@ -48,8 +53,13 @@ class VisualPrompt(nn.Module):
         """Where the prompt shows in this forward pass, (H, H) of 0 and 1."""
         return self.region
 
+    def move(self) -> None:
+        """Choose where the next batch shows the prompt; most kinds stay where they are."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, h) in [0, 1] with h <= H, to (B, 3, H, H) in [0, 1]."""
+        if not being_recorded():  # what replays it moves it
+            self.move()
         return InclusiveClamp.apply(self.place(x) + self.pixels() * self.visible())
 
     def place(self, x: Tensor) -> Tensor:

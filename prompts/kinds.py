@@ -56,13 +56,17 @@ class RandomPrompt(SigmoidPrompt):
         check_mask_size(mask_size, output_size)
         super().__init__(torch.ones(output_size, output_size))
         self.mask_size = mask_size
+        self._shown = square(output_size, 0, mask_size)  # no buffer: states need not hold it
+
+    def move(self) -> None:
+        """To one place for a whole batch, from torch's global CPU stream."""
+        top, left = torch.randint(0, self.output_size - self.mask_size + 1, (2,)).tolist()
+        if self._shown.device != self.region.device:
+            self._shown = torch.empty_like(self.region)
+        self._shown.zero_()[top : top + self.mask_size, left : left + self.mask_size] = 1
 
     def visible(self) -> Tensor:
-        """One place for the whole batch, from torch's global CPU stream, (H, H)."""
-        top, left = torch.randint(0, self.output_size - self.mask_size + 1, (2,)).tolist()
-        region = torch.zeros_like(self.region)
-        region[top : top + self.mask_size, left : left + self.mask_size] = 1
-        return region
+        return self._shown
 
 
 def square(output_size: int, start: int, size: int) -> Tensor:

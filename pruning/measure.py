@@ -44,7 +44,7 @@ class Tally:
         exact = torch.float32 if device.type == "mps" else torch.float64
         self._loss = torch.tensor(start.loss, dtype=exact, device=device)
         self._correct = torch.tensor(start.correct, device=device)
-        self._seen = start.seen
+        self._seen = torch.tensor(start.seen, device=device)
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """One batch: (B, C) logits, (B,) labels, mean loss."""
@@ -54,7 +54,7 @@ class Tally:
 
     def counts(self) -> Counts:
         """The sums so far; waits for the device."""
-        return Counts(float(self._loss), int(self._correct), self._seen)
+        return Counts(float(self._loss), int(self._correct), int(self._seen))
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """The only training loop. Read it from the top: stage, epoch, steps, half-step.
 
 Beside it stand what a reader of the method may skip: states (state.py), the watch for numbers that
-are not finite (watch.py), accuracies after an epoch and the best one (best.py).
+are not finite (watch.py), accuracies after an epoch and the best one (best.py), half-steps as CUDA
+graphs (replay.py).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from pruning.best import Best
 from pruning.measure import Counts, Tally
+from pruning.replay import replayed
 from pruning.stage import CLEAN, OTHER, PROMPTED, Log, Stage
 from pruning.state import resume, save
 from pruning.watch import Watch
@@ -39,7 +42,7 @@ class Training:
         self.schedules = [schedule for _, schedule in built]
         moving = tuple(param for group in stage.groups for param in group.params)
         self.with_grad, self.device = (*moving, *stage.needs_grad), moving[0].device
-        self.scale = LossScale(self.with_grad, self.optimizers, model.precision.scales_loss)
+        self.scale = LossScale(self.with_grad, model.precision.scales_loss)
         self.watch, self.best = Watch(self.device), Best()
         self.tallies = {view: Tally(self.device) for view in stage.views}
         self.epoch = self.step = 0
@@ -124,15 +127,16 @@ def run_steps(training: Training) -> None:
     streams = {view: batches(training, view, key) for view in dict.fromkeys(stage.views)}
     length = min(len(getattr(training.data, SOURCES[view][0])) for view in streams)
     title = f"{stage.name} epoch {training.epoch + 1} of {stage.epochs}"
-    for step in log.steps(range(training.step, length), title):
-        batch = {view: next(stream) for view, stream in streams.items()}
-        for half, view in enumerate(stage.views):
-            reseed(training.device, *key, step, half)  # what the model draws, such as dropout
-            half_step(training, half, view, *batch[view])
-        training.step = step + 1
-        log.answer_stop()
-        if log.wants_state(None, stage.epochs):
-            save(training)
+    with replayed(partial(half_step, training), training.model) as update:
+        for step in log.steps(range(training.step, length), title):
+            batch = {view: next(stream) for view, stream in streams.items()}
+            for half, view in enumerate(stage.views):
+                reseed(training.device, *key, step, half)  # what the model draws, such as dropout
+                update(half, view, *batch[view])
+            training.step = step + 1
+            log.answer_stop()
+            if log.wants_state(None, stage.epochs):
+                save(training)
 
 
 def batches(
@@ -146,7 +150,8 @@ def batches(
 def half_step(training: Training, half: int, view: str, images: Tensor, labels: Tensor) -> None:
     """One update on one batch: forward, backward, gradients, step, renew.
 
-    What has no gradient stays: the prompt moves in the prompted half-step alone.
+    What has no gradient stays: the prompt moves in the prompted half-step alone. A GPU replays it
+    (replay.py): what outlives it is changed in place, and no number of it is looked at here.
     """
     stage = training.stage
     for param in training.with_grad:

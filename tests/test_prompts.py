@@ -102,7 +102,7 @@ def test_trainable_values_of_expand(size: int) -> None:
 
 @pytest.mark.parametrize("mask", [1, 115, 224])
 def test_values_of_random_in_a_step(mask: int) -> None:
-    assert int(RandomPrompt(224, mask).visible().sum()) == mask**2
+    assert int(moved(RandomPrompt(224, mask)).sum()) == mask**2
 
 
 def test_the_frame_lies_along_the_border() -> None:
@@ -191,19 +191,25 @@ def test_the_program_is_the_only_parameter_and_starts_at_zero(kind: str) -> None
     assert (name, program.shape, bool(program.any())) == ("program", (3, 8, 8), False)
 
 
+def moved(prompt: RandomPrompt) -> Tensor:
+    """Where the next batch is shown it, (H, H) of 0 and 1."""
+    prompt.move()
+    return prompt.visible().clone()
+
+
 def test_every_offset_of_the_random_square_is_drawn() -> None:
     torch.manual_seed(0)
     prompt = RandomPrompt(4, 2)
-    corners = {tuple(prompt.visible().nonzero()[0].tolist()) for _ in range(300)}
+    corners = {tuple(moved(prompt).nonzero()[0].tolist()) for _ in range(300)}
     assert corners == set(product(range(3), range(3)))
 
 
 def test_a_random_square_as_large_as_the_canvas_covers_it() -> None:
-    assert RandomPrompt(4, 4).visible().all()
+    assert moved(RandomPrompt(4, 4)).all()
 
 
 def test_a_random_square_is_one_block() -> None:
-    top, left = (shown := RandomPrompt(9, 3).visible()).nonzero()[0].tolist()
+    top, left = (shown := moved(RandomPrompt(9, 3))).nonzero()[0].tolist()
     assert shown[top : top + 3, left : left + 3].all() and shown.sum() == 9
 
 
@@ -216,7 +222,7 @@ def test_the_random_square_repeats_with_the_seed() -> None:
     prompt, shown = RandomPrompt(32, 3), []
     for _ in range(2):
         torch.manual_seed(5)
-        shown.append([prompt.visible() for _ in range(4)])
+        shown.append([moved(prompt) for _ in range(4)])
     assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
 
 
@@ -288,7 +294,7 @@ def drawn_squares(draw: st.DrawFn) -> tuple[RandomPrompt, Tensor, int]:
 def square(prompt: RandomPrompt, seed: int) -> Tensor:
     """The square that the next batch will be shown after this seed, (H, H)."""
     torch.manual_seed(seed)
-    shown = prompt.visible() == 1
+    shown = moved(prompt) == 1
     torch.manual_seed(seed)
     return shown
 

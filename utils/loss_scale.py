@@ -22,17 +22,12 @@ class LossScale:
     On an accelerator nothing waits for the device, except on MPS, which has no fused optimizers.
     """
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], optimizers: Sequence[Optimizer], enabled: bool
-    ) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], enabled: bool) -> None:
         """`params` are all that get a gradient, also those that no optimizer holds."""
         self._steps = _Steps(dict.fromkeys(params))
         device = self._steps.param_groups[0]["params"][0].device
         self._scaler = torch.amp.GradScaler(device.type, enabled=enabled)
-        self._in_a_row = self._most = torch.zeros((), device=device)
-        if enabled:
-            for optimizer in optimizers:
-                _start_momentum(optimizer)
+        self._in_a_row, self._most = torch.zeros(2, device=device)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, unscaled, so that hooks see the true ones."""
@@ -45,8 +40,8 @@ class LossScale:
         self._scaler.step(self._steps)
         self._scaler.update()
         if self._scaler.is_enabled():
-            self._in_a_row = (self._in_a_row + 1) * self._steps.skipped
-            self._most = torch.maximum(self._most, self._in_a_row)
+            self._in_a_row.add_(1).mul_(self._steps.skipped)
+            torch.maximum(self._most, self._in_a_row, out=self._most)
 
     def require_steps(self) -> None:
         """Raises NumericError after too many skipped steps in a row; waits for the device."""
@@ -67,7 +62,7 @@ class LossScale:
             scale, steps = float(state["scale"]), int(state["_growth_tracker"])
             own = self._scaler.state_dict()
             self._scaler.load_state_dict(own | {"scale": scale, "_growth_tracker": steps})
-            self._in_a_row = torch.full_like(self._in_a_row, state["in_a_row"])
+            self._in_a_row.fill_(state["in_a_row"])
 
 
 class _Steps(Optimizer):
@@ -90,15 +85,3 @@ class _Steps(Optimizer):
                 optimizer.step()
             elif not self.skipped:
                 optimizer.step()
-
-
-def _start_momentum(optimizer: Optimizer) -> None:
-    """Give SGD its momentum at once: zeros.
-
-    torch's fused kernel writes it in the first step; if that one is skipped, it goes on with what
-    happened to be in the memory.
-    """
-    for group in optimizer.param_groups:
-        if group.get("momentum"):
-            for param in group["params"]:
-                optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)

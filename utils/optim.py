@@ -53,12 +53,17 @@ class Optim:
     ) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
         """An optimizer over `params`, fused where the device has it, and its schedule."""
         params = tuple(params)
-        fused = params[0].device.type in ("cpu", "cuda")
-        options = {"lr": self.own.lr, "weight_decay": self.own.weight_decay, "fused": fused}
+        kind, momentum = params[0].device.type, self.shared.momentum
+        options = {"lr": self.own.lr, "weight_decay": self.own.weight_decay}
+        options["fused"] = kind in ("cpu", "cuda")
         if self.own.optimizer == "adam":
-            optimizer = torch.optim.Adam(params, **options)
+            optimizer = torch.optim.Adam(params, capturable=kind == "cuda", **options)
         else:
-            optimizer = torch.optim.SGD(params, momentum=self.shared.momentum, **options)
+            optimizer = torch.optim.SGD(params, momentum=momentum, **options)
+            # Zeros at once. torch's fused kernel writes them in the first step: if that one is
+            # skipped, it goes on with what is in the memory, and a recording never goes on.
+            for param in params if momentum else ():
+                optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
         if self.own.scheduler == "cosine":
             return optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
         # A milestone below 1 would count as passed before the first epoch.

@@ -37,6 +37,10 @@ class Precision:
         "on", "off lets a GPU use kernels whose last digits differ from run to run, some of them "
         "faster: two runs then differ, and so does one that was stopped",
         choices=("on", "off"))
+    cuda_graphs: str = flag(
+        "auto", "auto records the steps of an epoch as CUDA graphs on an NVIDIA GPU and replays "
+        "them: the same bits, less time between kernels; off runs them one kernel at a time",
+        choices=("auto", "off"), identity=False)
 
     @property
     def scales_loss(self) -> bool:
