@@ -23,24 +23,35 @@ import torch
 from PIL import Image
 
 from benchmarks.reference_run import loader
-from benchmarks.timing import Turns, flags, positive, positives, print_result, print_table, ratios
+from benchmarks.timing import (
+    Turns,
+    add_device,
+    flags,
+    positive,
+    positives,
+    print_result,
+    print_table,
+    ratios,
+)
 from data.cache import Resized, room
 from data.images import ArrayImages, FileImages, Part
 from data.transforms import clean_size
 from data.views import Look, View
+from utils.device import choose_device
 from utils.memory import keep_freed_memory
 
 SIDE = 32
-CPU = torch.device("cpu")
 # So many images that the authors' epoch takes some two seconds: (size, images).
 EPOCHS = {32: 8192, 64: 6144, 224: 1536}
 
 
-def clean_view(part: Part, size: int, batch: int, cache_gb: float | None) -> View:
+def clean_view(
+    part: Part, size: int, args: argparse.Namespace, cache_gb: float | None
+) -> View:  # fmt: skip
     """The clean view of the program."""
-    side = clean_size(size)
-    pixels = Resized(part.images, (side,), room(cache_gb, CPU), workers=2)
-    look = Look(size, side, batch, CPU, shuffled=True, augmented=True)
+    side, device = clean_size(size), choose_device(args.device, None)
+    pixels = Resized(part.images, (side,), room(cache_gb, device), args.workers)
+    look = Look(size, side, args.batch, device, shuffled=True, augmented=True)
     return View("clean", pixels, part.labels, look)
 
 
@@ -61,13 +72,13 @@ def random_part(count: int, folder: Path | None) -> Part:
 def compare(part: Part, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table for one size: images a second, and the ratio to the authors' loader."""
     authors = loader(part, size, args.batch, augment=True)
-    cached, uncached = (clean_view(part, size, args.batch, limit) for limit in (None, 0))
-    contenders = {
-        "authors": lambda: deque(authors, maxlen=0),  # takes every batch and lets it go
+    cached, uncached = (clean_view(part, size, args, limit) for limit in (None, 0))
+    contenders = {  # each takes every batch to the device and lets it go
+        "authors": lambda: deque((x.to(args.device) for x, _ in authors), maxlen=0),
         "cached": lambda: deque(cached.batches(0), maxlen=0),
         "uncached": lambda: deque(uncached.batches(0), maxlen=0),
     }
-    seconds = Turns(contenders, args.repeats).run()
+    seconds = Turns(contenders, args.repeats, device=args.device).run()
     return [
         {
             "size": size,
@@ -87,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, help="images an epoch (default: by size)")
     parser.add_argument("--repeats", type=positive, default=5, help="epochs of each loader")
     parser.add_argument("--files", action="store_true", help="JPEG files, not an array")
+    parser.add_argument("--workers", type=positive, default=2, help="threads that decode")
+    add_device(parser)
     args = parser.parse_args(argv)
     keep_freed_memory()  # as the program does
     rows: list[dict[str, Any]] = []

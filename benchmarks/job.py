@@ -26,14 +26,22 @@ from typing import Any
 # This process imports no torch: on Linux a child's peak memory begins with its parent's.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.timing import flags, positives, print_result, print_table, ratios, spread
+from benchmarks.timing import (
+    add_device,
+    flags,
+    positives,
+    print_result,
+    print_table,
+    ratios,
+    spread,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 IMAGES = {"train": 2000, "t10k": 1000}  # of Fashion-MNIST
 NOISE = 32 << 20  # bytes: the peak memory of two alike processes differs by less
 OURS, REFERENCE, DENSE = "ours", "reference", "dense"
-COMMON = "--weights none --device cpu --pad_size 2 --batch_size 32 --density_list 1,0.5,0.2"
+COMMON = "--weights none --pad_size 2 --batch_size 32 --density_list 1,0.5,0.2"
 CASES = {
     "a": "--network resnet18 --dataset fashion_mnist --input_size 32 --output_size 32 --epochs 2",
     "b": "--network resnet20 --dataset digits --input_size 16 --output_size 16 --epochs 6",
@@ -133,9 +141,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", choices=CASES, default="a")
     parser.add_argument("--data", default=FASHION_MNIST, help="folder of Fashion-MNIST, for a")
     parser.add_argument("--seeds", type=positives, default="7,9", help="a run of each for each")
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="few images, one epoch and density")
     args = parser.parse_args(argv)
-    words = [*COMMON.split(), *CASES[args.case].split(), *(QUICK.split() if args.quick else ())]
+    words = [*COMMON.split(), "--device", args.device, *CASES[args.case].split()]
+    words += QUICK.split() if args.quick else []
     with tempfile.TemporaryDirectory() as folder:
         if args.case == "a":
             try:

@@ -6,7 +6,7 @@ full checkpoint written after each epoch. Their plots are left out.
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from models.backbones import build_network
 from models.classifier import PromptedClassifier
 from models.label_map import count_predictions, frequency_mapping
 from program.settings import Config, read_config
+from utils.device import choose_device
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -64,31 +65,41 @@ def loader(
     return DataLoader(PilImages(part, transform), batch, shuffle=shuffle, num_workers=2)
 
 
+class OnDevice(NamedTuple):
+    """Batches of a loader on a device, moved when they are used, as theirs are."""
+
+    batches: DataLoader
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x.to(self.device), y.to(self.device)) for x, y in self.batches)
+
+
 class Loaders(NamedTuple):
     """The views of a run."""
 
-    clean: DataLoader
-    prompted: DataLoader
-    test: DataLoader
+    clean: OnDevice
+    prompted: OnDevice
+    test: OnDevice
 
 
 def run(config: Config) -> list[dict[str, float]]:
     """Make every level; for each its density and its last accuracy, in percent, as `clean`."""
-    data, seed = config.data, config.run.seed
+    data, seed, device = config.data, config.run.seed, choose_device(config.run.device, None)
     splits = open_splits(data.dataset, data.data, data.download)
     train = hold_out(splits.train, data)[0]
     loaders = Loaders(
-        loader(train, data.input_size, data.batch_size, augment=True),
-        loader(train, data.input_size, data.batch_size),
-        loader(splits.test, data.input_size, data.batch_size, shuffle=False),
+        OnDevice(loader(train, data.input_size, data.batch_size, augment=True), device),
+        OnDevice(loader(train, data.input_size, data.batch_size), device),
+        OnDevice(loader(splits.test, data.input_size, data.batch_size, shuffle=False), device),
     )
     network = reference.add_scores(build_network(config.network.network, "none", seed=seed))
-    start, rows = PromptedClassifier(network, config.build_prompt()), []
+    start, rows = PromptedClassifier(network, config.build_prompt()).to(device), []
     for density in config.levels:
         model = copy.deepcopy(start)
         reference.set_threshold(model.network, density)
         counts = count_predictions(model, loaders.clean, len(train.classes), prompted=True)
-        model.label_map = frequency_mapping(counts)
+        model.label_map = frequency_mapping(counts).to(device)
         torch.manual_seed(seed)  # counting seeds torch alike for all runs
         reference.evaluate(model, loaders.test)
         rows.append({"density": density, "clean": train_level(config, loaders, model, density)})

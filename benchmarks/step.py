@@ -3,15 +3,17 @@
     python benchmarks/step.py --network resnet18 --size 32 --batch 32 [--keep_memory]
 
 Search, fine-tuning and evaluation are ours, run through the training loop of the program;
-`reference_*` are the same with the authors' arithmetic (reference.py). The unit uses torch's
-default SGD; `dense_fused` is the same with its fused one. Networks have random weights.
+`reference_*` are the same with the authors' arithmetic (reference.py). The unit is what a user
+would write in the same precision: torch's default SGD and kernels, one by one; `dense_fused` is
+the same with torch's fused SGD, on a GPU `dense_graph` as a CUDA graph. Networks have random
+weights. On a GPU the peak of its memory is told too, each contender alone.
 """
 
 import copy
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,22 +26,34 @@ import torch.nn.functional as F
 
 from benchmarks import reference
 from benchmarks.reference import Batch
-from benchmarks.timing import Ratio, Turns, flags, positive, print_result, print_table, ratios
+from benchmarks.timing import (
+    Ratio,
+    Turns,
+    add_device,
+    flags,
+    positive,
+    print_result,
+    print_table,
+    ratios,
+)
 from models import NETWORKS
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
 from models.fit import require_fit
 from program.flags import ADAM, SGD, parse_density
 from prompts.kinds import PadPrompt
-from pruning.masks import MaskKeeper, Masks, apply_masks
+from pruning.masks import MaskKeeper, Masks, all_kept, apply_masks
 from pruning.measure import evaluate
 from pruning.method import Search
+from pruning.replay import CudaGraphs
 from pruning.scores import learn_masks
 from pruning.stage import CLEAN, PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
-from utils.errors import UsageError
+from utils.device import choose_device
+from utils.errors import VPNsError
 from utils.memory import keep_freed_memory
 from utils.optim import Optim
+from utils.precision import Precision
 
 CLASSES = 10
 DENSE = "dense"
@@ -100,6 +114,19 @@ def with_scores(model: PromptedClassifier, density: float) -> PromptedClassifier
     return model
 
 
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Kernels as torch chooses them, whose last digits may differ from run to run on a GPU."""
+    ours = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(ours[0], warn_only=True)
+        torch.backends.cudnn.deterministic = ours[1]
+
+
 def dense_steps(
     model: PromptedClassifier, pair: Pair, fused: bool | None = None
 ) -> Callable[[], None]:
@@ -108,6 +135,7 @@ def dense_steps(
     parameters = model.network.parameters()
     optimizer = torch.optim.SGD(parameters, fused=fused, **reference.SGD_OPTIONS)
 
+    @torch_defaults()
     def two_steps() -> None:
         for images, labels in pair:
             loss = F.cross_entropy(model(images), labels)
@@ -116,6 +144,37 @@ def dense_steps(
             optimizer.step()
 
     return two_steps
+
+
+def dense_graph(model: PromptedClassifier, pair: Pair) -> Callable[[], None]:
+    """The same two steps recorded as one CUDA graph."""
+    steps, graphs = dense_steps(model, pair), CudaGraphs()
+    with graphs.aside():
+        steps()
+    return graphs.record(steps)
+
+
+def peak_memory(model: PromptedClassifier, pair: Pair, density: float) -> dict[str, float]:
+    """The most MiB of a GPU that torch holds for six iterations of a contender alone."""
+    loop, steps, ours = [None] * 6, 6, copy.deepcopy(model)
+
+    def dense() -> None:
+        two_steps = dense_steps(model, pair)
+        for _ in loop:
+            two_steps()
+
+    runs = {
+        DENSE: dense,
+        "search": lambda: search(ours, pair, density, loop, steps),
+        "finetune": lambda: finetune(ours, pair, all_kept(ours.network), loop, steps),
+    }
+    peaks = {}
+    for name, run in runs.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peaks[name] = torch.cuda.max_memory_reserved() / 2**20
+    return peaks
 
 
 def search(
@@ -141,14 +200,14 @@ def measure(
     model: PromptedClassifier, pair: Pair, density: float, repeats: int, iterations: int
 ) -> list[Seconds]:
     """Seconds an iteration of each contender, in groups that took turns with the dense step."""
-    ours = copy.deepcopy(model)
+    ours, device = copy.deepcopy(model), str(pair[0][0].device)
     their_search = reference.search(with_scores(model, density), density)
     contenders = {
         DENSE: dense_steps(model, pair),
         "search": None,
         "reference_search": lambda: their_search.iteration(*pair),
     }
-    search_turns = Turns(contenders, repeats, iterations)
+    search_turns = Turns(contenders, repeats, iterations, device)
     masks = search(ours, pair, density, search_turns, search_turns.steps)
     their_tuning = reference.finetuning(with_scores(model, density))
     contenders = {
@@ -157,15 +216,17 @@ def measure(
         "finetune": None,
         "reference_finetune": lambda: their_tuning.iteration(*pair),
     }
-    tuning_turns = Turns(contenders, repeats, iterations)
+    if device != "cpu":
+        contenders["dense_graph"] = dense_graph(model, pair)
+    tuning_turns = Turns(contenders, repeats, iterations, device)
     finetune(ours, pair, masks, tuning_turns, tuning_turns.steps)
     view, theirs = Repeated(pair[1], 2), with_scores(model, density)
     contenders = {
-        DENSE: lambda: reference.evaluate(model, view.batches()),
+        DENSE: torch_defaults()(lambda: reference.evaluate(model, view.batches())),
         "eval": lambda: evaluate(ours, view),
         "reference_eval": lambda: reference.evaluate(theirs, view.batches()),
     }
-    eval_turns = Turns(contenders, repeats, iterations)
+    eval_turns = Turns(contenders, repeats, iterations, device)
     return [search_turns.seconds, tuning_turns.seconds, eval_turns.run()]
 
 
@@ -194,19 +255,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
     )
+    add_device(parser)
+    for name in ("amp", "deterministic", "cuda_graphs"):
+        parser.add_argument(f"--{name}", default=getattr(Precision(), name), help="as main_vpns.py")
+    parser.add_argument("--channels_last", action="store_true", help="as main_vpns.py")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.keep_memory:  # from here on, whoever asks for memory
         keep_freed_memory()
+    precision = Precision(args.amp, args.channels_last, deterministic=args.deterministic,
+                          cuda_graphs=args.cuda_graphs)  # fmt: skip
     try:
+        device = choose_device(args.device, None)
+        precision.begin(device)
         build = partial(backbone(args.network).build, CLASSES)
         require_fit(args.network, build, [args.size], min(args.batch, 2))
-    except UsageError as error:
+    except VPNsError as error:
         parser.error(str(error))
-    model, pair = build_model(args.network, args.size), random_pair(args.size, args.batch)
+    model = build_model(args.network, args.size).to(device)
+    model.use(precision)
+    pair = [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
+    peaks = peak_memory(model, pair, args.density) if device.type == "cuda" else {}
     rows, over_dense = compare(measure(model, pair, args.density, args.repeats, args.iterations))
     print_table(rows)
-    print_result(**vars(args), **over_dense)
+    print_result(**vars(args), **over_dense, peak_mib=peaks)
 
 
 if __name__ == "__main__":

@@ -30,18 +30,38 @@ def positives(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The flag of the device that is measured."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+
+def clock(device: str) -> float:
+    """Seconds, when `device` has done all its work."""
+    if device.startswith("cuda"):
+        import torch  # job.py has none in its own process
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Turns:
     """Contenders that take turns, in one order and then in the other, `repeats` times each.
 
     Iterate over it to run them, after one turn each to warm up. A contender that is None is the
     loop itself: in its turns `iterations` steps are handed out, and the time between them is its
-    own. So a training loop is timed from inside, without its help.
+    own. So a training loop is timed from inside, without its help. A clock is read when `device`
+    has done all its work.
     """
 
     def __init__(
-        self, contenders: Mapping[str, Contender | None], repeats: int, iterations: int = 1
+        self,
+        contenders: Mapping[str, Contender | None],
+        repeats: int,
+        iterations: int = 1,
+        device: str = "cpu",
     ) -> None:
         self._contenders, self._repeats, self._iterations = contenders, repeats, iterations
+        self._device = device
         self.steps = (1 + repeats) * iterations  # of each contender
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}  # an iteration
 
@@ -49,10 +69,10 @@ class Turns:
         names = list(self._contenders)
         for turn in range(1 + self._repeats):
             for name in names if turn % 2 else reversed(names):
-                start = time.perf_counter()
+                start = clock(self._device)
                 yield from self._take(self._contenders[name])
                 if turn > 0:
-                    spent = time.perf_counter() - start
+                    spent = clock(self._device) - start
                     self.seconds[name].append(spent / self._iterations)
 
     def _take(self, contender: Contender | None) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A view: one way to see one part of the data, in batches that depend on a key alone."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -60,7 +61,8 @@ class View:
         # Now: between steps a stop waits for its answer.
         copies = self._pixels.copies(self._look.resize_to)
         batches = self._batches(key, start, CPU if copies is None else copies.device)
-        return batches if self._look.device.type == "cpu" else ahead(batches)
+        device = self._look.device
+        return batches if device.type == "cpu" else ahead(batches, device)
 
     def _batches(self, key: tuple, start: int, home: torch.device) -> Iterator[Batch]:
         """An epoch's order, crops and labels go to the `home` of the images at once."""
@@ -82,9 +84,26 @@ class View:
         return order, crops
 
 
-def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
-    """The same items, each made in a thread while the one before is used."""
-    for _, future in threaded(lambda source: next(source, None), repeat(items), 1, 1):
-        if (item := future.result()) is None:
+def ahead(items: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same items, each made in a thread while the one before is used.
+
+    On an NVIDIA GPU they are copied and cut on a stream of their own, beside the training step.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream:  # the images themselves may be on their way
+        stream.wait_stream(torch.cuda.current_stream(device))
+
+    def make(source: Iterator[Batch]) -> tuple[Batch | None, torch.cuda.Event | None]:
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            return next(source, None), stream and stream.record_event()
+
+    for _, future in threaded(make, repeat(items), 1, 1):
+        item, made = future.result()
+        if item is None:
             return
+        if made:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(made)
+            for tensor in item:  # whose memory is not to be used again before the step has read it
+                tensor.record_stream(current)
         yield item

@@ -257,7 +257,7 @@ def test_working_ahead_keeps_order_and_errors():
         yield from (1, 2)
         raise DataError("torn")
 
-    items = ahead(failing())
+    items = ahead(failing(), torch.device("cpu"))
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(DataError, match="torn"):
         next(items)

@@ -47,8 +47,9 @@ class Golden:
 class GoldenView:
     """The fixed batches, in their order."""
 
-    def __init__(self, golden: Golden, name: str) -> None:
-        self.x, self.y = golden[f"data/{name}_x"] / 255, golden[f"data/{name}_y"]
+    def __init__(self, golden: Golden, name: str, device: str) -> None:
+        self.x = (golden[f"data/{name}_x"] / 255).to(device)
+        self.y = golden[f"data/{name}_y"].to(device)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,8 +61,9 @@ class GoldenView:
 class GoldenData:
     val = None
 
-    def __init__(self, golden: Golden) -> None:
-        self.clean, self.prompted = GoldenView(golden, "plain"), GoldenView(golden, "prompted")
+    def __init__(self, golden: Golden, device: str) -> None:
+        views = (GoldenView(golden, name, device) for name in ("plain", "prompted"))
+        self.clean, self.prompted = views
         self.test = self.clean
 
 
@@ -88,14 +90,15 @@ def optim(meta: dict[str, Any], kind: str, rate: str) -> Optim:
 class Trajectory:
     """Search and fine-tuning over the golden batches, and what they left behind."""
 
-    def __init__(self, golden: Golden, losses: list[float]) -> None:
+    def __init__(self, golden: Golden, losses: list[float], device: str = "cpu") -> None:
         meta = golden.meta
         self.model = PromptedClassifier(network(), PadPrompt(32, meta["pad_size"]))
         self.model.network.load_state_dict(golden.folder("init"))
         with torch.no_grad():
             self.model.prompt.program.copy_(golden["prompt/init"])
         self.model.label_map = golden["label_mapping"].long()
-        self.data, self.log = GoldenData(golden), LossLog()
+        self.model.to(device)
+        self.data, self.log = GoldenData(golden, device), LossLog()
         self.masks = learn_masks(self.search(meta))
         self.search_losses = losses[:]
         self.scores = self.log.states[-1]["tensors"]["scores"]

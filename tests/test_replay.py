@@ -121,6 +121,11 @@ def search(method: str = "vpns", **changes: Any) -> tuple[PromptedClassifier, Me
     return found.model, found.log
 
 
+def search_stage(model: PromptedClassifier, data: TinyData, epochs: int) -> None:
+    """The search alone, on both views."""
+    find("vpns", model=model, data=data, epochs=epochs, log=MemoryLog(), views=BOTH)
+
+
 def finetuned(model: PromptedClassifier, log: MemoryLog, **options: Any) -> None:
     run_stage(model, finetuning(model, 3, **options), uneven(), log)
 
