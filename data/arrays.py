@@ -17,6 +17,7 @@ from utils.errors import DataError
 DIGITS = tuple(map(str, range(10)))
 PIECE = 2**20  # bytes that are unpacked together
 MOST_PIXELS = 2**30  # of an idx file; EMNIST, the largest that people use, has half as many
+FREE, GROWTH = 2**26, 100  # pixels, or pixels a byte of the file: MNIST's have five
 TEST_DIGITS = 360  # of scikit-learn's 1,797
 FIRST_FILE = "train-images-idx3-ubyte"
 
@@ -90,6 +91,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
         with opener(path, "rb") as file:
             shape = _idx_shape(file.read(4 + 4 * dimensions), dimensions)
             size = -1 if shape is None else math.prod(shape)
+            size = -1 if size > max(FREE, GROWTH * path.stat().st_size) else size
             while len(data) <= size and (piece := file.read(min(PIECE, size + 1 - len(data)))):
                 data += piece
     except (OSError, EOFError, zlib.error) as error:

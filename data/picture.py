@@ -22,6 +22,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Looku
 # What a file may be, whatever its name ends in: others of PIL start programs, as PostScript does.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 8,192 x 8,192; decoding takes some 15 bytes for each
+LONGEST = 2**15  # pixels of a side; to shrink one takes memory in proportion to it
 TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 ADVICE = "get it again, or leave such images out with --bad_images skip (--check_data lists them)"
 MODES = {
@@ -70,9 +71,10 @@ def _opened(path: Path) -> Image.Image:
     image = Image.open(path, formats=FORMATS)
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than it is
     for width, height in (image.size, (tags.get(TILE_WIDTH, 1), tags.get(TILE_HEIGHT, 1))):
-        if width * height > MOST_PIXELS:
+        if width * height > MOST_PIXELS or max(width, height) > LONGEST:
             image.close()
-            raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,}")
+            raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,} or than "
+                             f"{LONGEST:,} in a row")
     return image
 
 

@@ -57,18 +57,25 @@ def masks_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str
     masks = {name: tensors[name] != 0 for name in names}
     for name, places in zeros.items():
         kept = masks[name].view(-1)
-        indices = _places(places, len(kept)) if isinstance(places, str) else places
-        places = all(type(i) is int and 0 <= i < len(kept) for i in indices)
-        if not places or kept[indices].any():
+        zero = _places(places, len(kept))
+        if zero is None or kept[zero].any():
             raise ValueError(f"its kept zeros are no places of zeros in {name}")
-        kept[indices] = True
+        kept[zero] = True
     return masks
 
 
-def _places(bits: str, count: int) -> list[int]:
-    """The indices of the ones among `count` bits in base64."""
-    data = np.frombuffer(base64.b64decode(bits), np.uint8)
-    return np.unpackbits(data, count=count).nonzero()[0].tolist()
+def _places(given: Any, count: int) -> Tensor | None:
+    """Some of `count` places, by a list of numbers or by bits, as bool (N,); None for others."""
+    zero = torch.zeros(count, dtype=torch.bool)
+    if isinstance(given, str):
+        bits = np.frombuffer(base64.b64decode(given), np.uint8)
+        if len(bits) != -(-count // 8):
+            return None
+        return torch.from_numpy(np.unpackbits(bits, count=count)).bool()
+    if not all(type(i) is int and 0 <= i < count for i in given):
+        return None
+    zero[given] = True
+    return zero
 
 
 @torch.no_grad()
@@ -81,8 +88,11 @@ def restore(
     """
     try:
         model.network.load_state_dict(tensors, strict=True)
-        if model.prompt is not None and meta["program"] is not None:
-            model.prompt.program.copy_(unpack_tensor(meta["program"]))
+        if model.prompt is not None:
+            program = unpack_tensor(meta["program"])
+            if program.shape != model.prompt.program.shape:
+                raise ValueError(f"a prompt that does not fit: {tuple(program.shape)}")
+            model.prompt.program.copy_(program)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the checkpoint does not fit the network: {reason[:300]}") from error

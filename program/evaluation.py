@@ -3,6 +3,8 @@
 from typing import Any
 
 from data import load_data
+from models.backbones import backbone
+from models.fit import require_fit
 from models.zoo import ZOO, fetch
 from program.checkpoints import completed, read_checkpoint
 from program.record import percent
@@ -37,6 +39,9 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
         most = min(config.data.batch_size, max(1, PIXELS // config.pixels))
         config = replace_flags(config, {"batch_size": most})
     config.precision.begin(device)
+    sizes = [config.sizes.input] + [config.sizes.output] * (checkpoint.model.prompt is not None)
+    name, build = config.network.network, backbone(config.network.network).skeleton
+    require_fit(name, lambda: build(checkpoint.model.sources), sizes)
     model = checkpoint.model.to(device)
     model.use(config.precision)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)

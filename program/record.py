@@ -68,6 +68,8 @@ def read_search(
     with understood(level.search_path):
         masks = own_masks(config, level.density, tensors, meta)
         restore(model, tensors, meta)
+        if (model.label_map is not None) != (config.method.label_mapping_mode != "none"):
+            raise ValueError("its label map and --label_mapping_mode disagree")
         if model.classes != classes:
             raise ValueError(f"it tells {model.classes} classes apart, not {classes}")
     level.log.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])

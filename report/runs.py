@@ -8,7 +8,7 @@ from typing import Any
 
 from program.settings import NOT_IDENTITY
 from pruning import METHODS, Method
-from runfolder.results import Row, find_runs, read_results, sparsity
+from runfolder.results import ROWS, Row, find_runs, read_results, sparsity
 from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
@@ -126,7 +126,7 @@ def _is_flag(name: str, value: Any) -> bool:
     if name in NAMES:
         return isinstance(value, int if name == "seed" else str)
     if name == "density_list":
-        return isinstance(value, list) and all(map(is_amount, value))
+        return isinstance(value, list) and len(value) <= ROWS and all(map(is_amount, value))
     values = value if isinstance(value, list) else [value]
     return all(isinstance(v, str | int | float | None) for v in values)
 

@@ -125,7 +125,8 @@ def markdown(rows: Rows, title: str = "") -> str:
 
 def plain(text: str) -> str:
     """A line of text so that Markdown, and the HTML made of it, show it and nothing else."""
-    return html.escape(MARKED.sub(r"\\\g<0>", text), quote=False)
+    text = html.escape(MARKED.sub(r"\\\g<0>", text), quote=False)
+    return text.replace("@", "@<!-- -->")  # no address, no name of an account
 
 
 def _bold(cell: str, escape: Callable[[str], str], start: str, end: str) -> str:

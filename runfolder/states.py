@@ -26,7 +26,7 @@ class States:
     def numbers(self) -> list[int]:
         """Numbers of the states on disk, newest first."""
         names = [path.stem.removeprefix("state-") for path in self.folder.glob("state-*.pt")]
-        ours = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+        ours = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
         return sorted(ours, reverse=True)
 
     def path(self, number: int) -> Path:

@@ -27,9 +27,12 @@ from PIL import Image
 from report_runs import HEADER, make_run, row, set_state
 from report_runs import call as report
 from test_strangers import CPU, QUICK, little_memory
+from torch import nn
 
 from data import SPECS, DataConfig, load_data
 from models.artifact import masks_of
+from models.backbones import NETWORKS
+from models.resnet_cifar import resnet20
 from program import evaluation
 from program.checkpoints import SAYS, completed, read_checkpoint
 from report import tables
@@ -38,8 +41,9 @@ from runfolder.own import lock, open_own
 from runfolder.results import read_results
 from runfolder.run import COLUMNS
 from runfolder.shared import Shared
+from runfolder.states import States
 from utils import files
-from utils.checkpoint import load_model, save_model
+from utils.checkpoint import load_model, pack_tensor, save_model
 from utils.downloads import bounded
 from utils.errors import DataError, VPNsError, printable
 from utils.files import atomic_write, read_object, read_small
@@ -402,6 +406,18 @@ def test_the_end_of_a_search_decides_two_accuracies_and_no_other_number(got):
     assert again(got).result["rows"] == [before]
 
 
+SEARCHES = [{"label_map": None}, {"program": None}, {"program": pack_tensor(torch.zeros(1))},
+            {"program": pack_tensor(torch.zeros(3, 8, 8))}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SEARCHES, ids=lambda change: str(change)[:40])
+def test_the_end_of_another_search_is_refused(got, change):
+    (got / "d0.2/model.safetensors").unlink()
+    rewritten(got / "d0.2/search.safetensors", **change)
+    done = again(got)
+    assert done.code == 1 and "search.safetensors does not hold what it should" in done.error
+
+
 MASKS = [["bn1.bias"], ["bn1.running_mean"], ["conv1.weight"], [], ["conv1.weight"] * 2, "all"]
 
 
@@ -711,6 +727,36 @@ def test_a_log_that_names_no_folder_ends_a_report_with_one_line(tmp_path, capsys
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_list_of_densities_without_end_is_refused_by_the_report(tmp_path, capsys):
+    folder = make_run(tmp_path, "vpns", 7, {0.1: 90}, density_list=[i / 5000 for i in range(4000)])
+    set_state(folder, "running", "")
+    assert report(tmp_path, "--out", tmp_path / "out") == 1
+    assert "no such value of density_list" in capsys.readouterr().err
+
+
+def test_states_of_any_number_are_found_again(got):
+    states = States(got / "d0.2")
+    (got / "d0.2/state-999999999999999999.pt").write_bytes(state_of(got).read_bytes())
+    states.save({"stage": "finetune"})
+    assert states.newest_path().name == "state-1000000000000000000.pt"
+    states.remove_all()
+    assert states.numbers() == []
+
+
+def test_a_model_that_is_told_images_too_small_for_its_network_is_refused(got, monkeypatch):
+    def pools(classes):
+        return nn.Sequential(nn.MaxPool2d(8), resnet20(classes))
+
+    row = replace(NETWORKS["resnet20"], build=pools, head="1.fc")
+    monkeypatch.setitem(NETWORKS, "resnet20", row)
+    path = got / "d0.2/model.safetensors"
+    tensors, meta = load_model(path)
+    masks = {"masks": [f"1.{name}" for name in meta["masks"]], "kept_zeros": {}}
+    save_model(path, {f"1.{name}": tensor for name, tensor in tensors.items()}, meta | masks)
+    done = call("--evaluate", path, *CPU)
+    assert done.code == 2 and "cannot train on images of 4 px" in done.error
+
+
 def test_folders_within_folders_without_end_stop_neither_a_run_nor_a_report(got):
     here, place = os.getcwd(), got
     try:
@@ -747,6 +793,7 @@ BOMBS = {
     "more than it says": lambda: gzip.compress(idx(10, 8, 8)) + gzip.compress(bytes(2**24)) * 8,
     "says too much": lambda: gzip.compress(idx(2**31, 28, 28, data=bytes(2**24))) * 2,
     "says what it has not": lambda: gzip.compress(idx(2**20, 28, 28, data=b"x")),
+    "grows too much": lambda: gzip.compress(idx(10, 4000, 4000)),
     "no rows": lambda: gzip.compress(idx(10, 0, 5)),
     "no pixels": lambda: gzip.compress(idx(10, 0, 0)),
     "no header": lambda: gzip.compress(b"\0\0\x08"),
@@ -779,6 +826,8 @@ def tiled(side):
 
 
 PICTURES = {
+    "a row of 33,000 pixels": (lambda: encoded("PNG", (33_000, 1), "1"), "33,000 x 1 pixels"),
+    "a column of 33,000 pixels": (lambda: encoded("PNG", (1, 33_000), "1"), "1 x 33,000 pixels"),
     "a tile of 2^30 pixels": (lambda: tiled(2**15), "32,768 x 32,768 pixels"),
     "PostScript": (lambda: encoded("EPS"), "no image"),
     "PCX": (lambda: encoded("PCX"), "no image"),
@@ -887,7 +936,8 @@ def test_no_cell_is_a_formula_whatever_mark_divides_cells(cell, mark):
 MARKS = {
     "_a_": r"\_a\_", "__a__": r"\_\_a\_\_", "fashion_mnist": "fashion_mnist", "~~a~~": r"\~\~a\~\~",
     "$a$": r"\$a\$", "http://e.org": r"http\://e.org", "www.e.org": r"www\.e.org",
-    "mailto:a": r"mailto\:a", "<b>": "&lt;b&gt;", "# a": r"\# a", "![a](b)": r"!\[a\](b)",
+    "mailto:a": r"mailto\:a", "a@b.org": "a@<!-- -->b.org", "<b>": "&lt;b&gt;", "# a": r"\# a",
+    "![a](b)": r"!\[a\](b)",
 }  # fmt: skip
 
 

@@ -195,6 +195,14 @@ def declared(count):
     return lambda name, data: data.replace(COUNT, count) if name.endswith("data.pkl") else data
 
 
+def declared_shape(name, data):
+    """A tensor of shape (2^62, 2^62, 0) in the pickle of a file of torch.save."""
+    huge = b"\x8a\x08" + (2**62).to_bytes(8, "little")
+    shape, strides = b"(" + huge + huge + b"K\x00t", b"(K\x01K\x01K\x01t"
+    old = COUNT + b"\x85q\x08K\x01\x85q\x09"
+    return data.replace(old, shape + b"q\x08" + strides + b"q\x09")
+
+
 def safetensors(shape, offsets, data=bytes(8), name="a", length=None):
     header = {name: {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
     text = json.dumps(header).encode()
@@ -242,6 +250,8 @@ ABSURD = {
                        "a larger header than a network needs"),
     "huge storage, zip": (".pt", lambda: rezipped(change=declared(HUGE)),
                           "declares a tensor of 1,000,000,000,000 values"),
+    "no values of a shape beyond numbers": (".pt", lambda: rezipped(change=declared_shape),
+                                            "impossible sizes"),
     "huge storage, legacy": (".pth", lambda: saved(
         PLAIN, _use_new_zipfile_serialization=False).replace(COUNT, HUGE),
         "declares a tensor of 1,000,000,000,000 values"),

@@ -69,7 +69,8 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > 64:
         raise Damaged("a tensor without data")
-    if not all(type(n) is int and 0 <= n < LARGEST for n in numbers):
+    known = all(type(n) is int and 0 <= n < LARGEST for n in numbers)
+    if not known or math.prod(n for n in shape if n) >= LARGEST:
         raise Damaged("a tensor of impossible sizes")
     return View(storage, offset, tuple(shape), tuple(strides))
 
