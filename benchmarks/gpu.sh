@@ -39,7 +39,9 @@ step() {
 
 counts=11678912,25502912,138344128
 images=()
+epoch=()
 if [ "$device" = cpu ]; then
+    epoch=(--images 16 --batch 8)
     counts=1000000
     images=(--images 64 --repeats 1)
 fi
@@ -51,6 +53,8 @@ step 224-bf16 224 256 --repeats 5 --amp bf16 --channels_last
 step resnet50-bf16 224 64 --repeats 5 --network resnet50 --amp bf16 --channels_last
 step 32-eager 32 128 --iterations 20 --repeats 5 --cuda_graphs off
 step 224-free 224 256 --repeats 3 --deterministic off
+part epoch-32 benchmarks/epoch.py --device "$device" --size 32 "${epoch[@]}"
+part epoch-224 benchmarks/epoch.py --device "$device" --size 224 --batch 256 --images 5120 "${epoch[@]}"
 part data benchmarks/data.py --device "$device" --sizes 32,224 --batch 128 "${images[@]}"
 part data-files benchmarks/data.py --device "$device" --sizes 224 --batch 128 --files \
     --workers "$(getconf _NPROCESSORS_ONLN)" "${images[@]}"

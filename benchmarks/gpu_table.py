@@ -41,7 +41,7 @@ def report(folder: Path) -> str:
     """The whole of report.md: the machine, the steps, and the last lines of the other parts."""
     logs = {log.stem: log for log in sorted(folder.glob("*.log"))}
     results = {name: result_of(log) for name, log in logs.items()}
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     head = [f"On {card}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}. A step: the unit "
             "is two plain dense SGD steps by torch's defaults; median and range. Memory in MiB.",
             "",

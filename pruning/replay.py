@@ -114,9 +114,10 @@ class CudaGraphs:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder`. Threads that prepare batches go on meanwhile, hence `thread_local`."""
-        graph = torch.cuda.CUDAGraph()
-        mode = "thread_local"
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        # A recording that fails stays on its stream, hence the outer one.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, **options):
             run()
         graph.replay()
         return graph.replay

@@ -14,7 +14,7 @@ from conftest import MemoryLog, TinyData, tiny_model
 from torch import Tensor, nn
 
 from benchmarks import data as data_benchmark
-from benchmarks import job, reference, reference_run, step
+from benchmarks import epoch, gpu_table, job, reference, reference_run, selection, step
 from benchmarks.timing import Turns, print_result, ratios
 from data.picture import decode
 from models.classifier import PromptedClassifier
@@ -198,6 +198,28 @@ def test_the_data_benchmark_prints_ratios_with_and_without_cache(
     data_benchmark.main(["--sizes", "8", "--images", "16", "--batch", "8", "--repeats", "1"])
     found = result(capsys)
     assert set(found["cached_8"]) == set(found["uncached_8"]) == RATIO
+
+
+def test_the_epoch_benchmark_prints_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    epoch.main(["--network", "resnet20", "--size", "8", "--batch", "4", "--images", "9"])
+    assert set(result(capsys)["epoch_over_steps"]) == RATIO
+
+
+def test_the_selection_benchmark_prints_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    selection.main(["--counts", "100,200", "--repeats", "1"])
+    found = result(capsys)["milliseconds"]
+    assert set(found) == {"100", "200"} and set(found["100"]) >= {"ours 0.1", "topk 0.1", "sort"}
+
+
+def test_the_table_of_a_gpu_has_a_row_a_step_and_names_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step.main(TINY_STEP)
+    (tmp_path / "step-8.log").write_text(capsys.readouterr().out)
+    (tmp_path / "job.log").write_text("FAILED with exit code 3\n")
+    text = gpu_table.report(tmp_path)
+    assert re.search(r"^\| step-8 \| resnet20, 8 px, batch 4 \| \d", text, re.MULTILINE)
+    assert "job:\n\n```\nFAILED with exit code 3" in text
 
 
 def test_both_loaders_show_the_same_file(tmp_path: Path) -> None:
