@@ -199,7 +199,7 @@ OTHER = {
     "density_list": "0.3", "decreasing_step": "0.9", "input_size": "100", "output_size": "230",
     "post_prompt": "finetuned", "val_fraction": "0.1", "density": "0.5", "evaluate": "x.pth",
     "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
-    "amp": "bf16", "deterministic": "off",
+    "amp": "bf16", "deterministic": "off", "cuda_graphs": "off",
 }  # fmt: skip
 
 
