@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from models.containers import find_state, require_finite
 from models.pretrained import hub_state, misfit, read_state
-from models.resnet_cifar import resnet20
+from models.resnet_cifar import ResNetCifar, resnet20
 from utils.config import flag, not_one_of, word
-from utils.errors import UsageError, VPNsError
+from utils.errors import UsageError, VPNsError, note
 from utils.seed import key_seed
-from utils.tensors import SUFFIXES, understood
+from utils.tensors import SUFFIXES, read_tensors, understood
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHIPPED = Path(__file__).parent / "weights"
@@ -94,6 +97,12 @@ NETWORKS: dict[str, Backbone] = {
         resnet20, "fc", "fashion_mnist", "resnet20_fashion_mnist.safetensors",
         source_classes=10, input_size=16, output_size=16, pad_size=2,
     ),  # fmt: skip
+    **{
+        f"resnet{6 * depth + 2}": Backbone(
+            partial(ResNetCifar, depth), "fc", "none", "", source_classes=10, input_size=32,
+            output_size=32, pad_size=2)
+        for depth in (5, 7, 9)
+    },
 }
 ALIASES = {"vgg": "vgg16"}
 
@@ -104,9 +113,11 @@ class NetworkConfig:
 
     network: str = flag("resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES))
     weights: str | None = flag(
-        None, "pre-trained weights: imagenet, fashion_mnist, none, or a .safetensors, .pt or .pth "
-        "file with the network's own keys (default: the network's: imagenet; resnet20: "
-        "fashion_mnist)", parse=word)
+        None, "pre-trained weights: imagenet, fashion_mnist, none, or a file that somebody's "
+        "training has saved (default: the network's: imagenet; resnet20: fashion_mnist)",
+        parse=word)
+    weights_key: str | None = flag(
+        None, "where in that file its state dict lies, as model_ema, if several fit", parse=word)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", ALIASES.get(self.network, self.network))
@@ -121,20 +132,36 @@ def backbone(name: str) -> Backbone:
 
 
 def build_network(
-    name: str, weights: str | None = None, classes: int | None = None, seed: int = 0
-) -> nn.Module:
+    name: str, weights: str | None = None, classes: int | None = None, seed: int = 0,
+    key: str | None = None,
+) -> nn.Module:  # fmt: skip
     """A network on the CPU with its weights loaded, in training mode.
 
-    `weights` is a name of the network's, `none`, a path to a file with the network's own keys,
-    or None for the network's default. With `classes` None the source head stays, of the size in
-    the file for a path; a number gives a head with that many outputs, a new one where the loaded
-    head has another size. New values depend on `seed` alone and leave torch's random state as it
-    was. Raises UsageError for weights that the network does not have, VPNsError for weights that
-    are out of reach or do not fit.
+    `weights` is a name of the network's, `none`, a path to a file (containers.py: `key` names a
+    container in it), or None for the network's default. With `classes` None the source head stays,
+    of the size in the file for a path; a number gives a head with that many outputs, a new one
+    where the loaded head has another size or is missing. New values depend on `seed` alone and
+    leave torch's random state as it was. Raises UsageError for weights that the network does not
+    have, VPNsError for weights that are out of reach or do not fit.
     """
+    weights = backbone(name).weights if weights is None else weights
+    state = load_weights(name, weights, key)
+    return network_of(name, state, f"the weights {weights}", classes, seed)
+
+
+def source_classes(name: str, weights: str, key: str | None = None) -> int:
+    """The outputs of a network with these weights and no head of its own; reads a file of them."""
     row = backbone(name)
-    weights = row.weights if weights is None else weights
-    state = _load(name, weights)
+    state = load_weights(name, weights, key) if weights_file(name, weights) else {}
+    return len(state.get(f"{row.head}.weight", ())) or row.source_classes
+
+
+def network_of(
+    name: str, state: Mapping[str, Tensor] | None, called: str, classes: int | None = None,
+    seed: int = 0,
+) -> nn.Module:  # fmt: skip
+    """The network with these weights, which a message calls `called`; see `build_network`."""
+    row = backbone(name)
     head = (state or {}).get(f"{row.head}.weight")
     loaded = (head is not None and head.ndim == 2 and len(head)) or row.source_classes
     classes = classes or loaded
@@ -143,24 +170,60 @@ def build_network(
         if classes != loaded:
             shapes, state = row.without_head(shapes), row.without_head(state)
         if problem := misfit(shapes, state):
-            raise VPNsError(f"the weights {weights} do not fit {name}: {problem}")
+            raise VPNsError(f"{called} do not fit {name}{_nearest(name, state)}: {problem}")
     with torch.random.fork_rng(devices=()):  # torch's CPU generator draws all new values
         torch.default_generator.manual_seed(key_seed(seed, "network"))
         network = row.build(classes)
     if state is not None:
-        with understood(weights):
+        with understood(called):
             network.load_state_dict(state, strict=False)
     return network
 
 
-def _load(name: str, weights: str) -> dict[str, Tensor] | None:
-    """The state dict that `weights` stands for; None for `none`."""
+def _nearest(name: str, state: Mapping[str, Tensor]) -> str:
+    """Which other network these weights fit."""
+    for other, row in NETWORKS.items():
+        shapes = row.without_head(row.skeleton(row.source_classes).state_dict())
+        if other != name and misfit(shapes, row.without_head(state)) is None:
+            return f" but {other}"
+    return ""
+
+
+def load_weights(name: str, weights: str, key: str | None = None) -> dict[str, Tensor] | None:
+    """The state dict that `weights` stands for, read once for all levels; None for `none`."""
+    path = weights_file(name, weights)
+    stamp = path and path.exists() and (path.stat().st_mtime_ns, path.stat().st_size)
+    return _load(name, weights, key, stamp)
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, weights: str, key: str | None, stamp: Any) -> dict[str, Tensor] | None:
+    """See `load_weights`; `stamp` is of the file that it is now."""
     if weights == "none":
         return None
-    path, source = weights_file(name, weights), backbone(name).source
-    if path is None and not source.endswith(SUFFIXES):
-        return hub_state(source)
-    return read_state(path or SHIPPED / source)
+    path, row = weights_file(name, weights), backbone(name)
+    if path is not None:
+        return own_state(path, read_tensors(path), row, key)
+    shipped = row.source.endswith(SUFFIXES)
+    return read_state(SHIPPED / row.source) if shipped else hub_state(row.source)
+
+
+def own_state(
+    path: Path, content: Mapping[str, Any], row: Backbone, key: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict in a stranger's file under the names of a network; a note says where it was.
+
+    Raises VPNsError when there is none, or a value of it is not finite.
+    """
+    try:
+        expected = row.skeleton(row.source_classes).state_dict()
+        state, said = find_state(content, expected, row.head, key)
+        require_finite(state)
+    except ValueError as error:
+        raise VPNsError(f"{path}: {error}") from error
+    if said:
+        note(f"{path}: {said}")
+    return state
 
 
 def weights_file(name: str, weights: str) -> Path | None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from models.artifact import masks_of
 from models.classifier import PromptedClassifier
 from models.pretrained import misfit
-from utils.checkpoint import read_meta, unpack_tensor
+from utils.checkpoint import has_meta, read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
-from utils.tensors import read_tensors, understood
+from utils.tensors import is_safetensors, read_tensors, understood
 
 # Scores lie beside a layer's weight; torch.nn.utils.prune puts its suffixes behind the weight.
 SCORE, ORIG, MASK = ".popup_scores", "weight_orig", "weight_mask"
@@ -36,7 +36,7 @@ def read_mask_file(path: Path, density: float | None) -> MaskFile:
     """
     tensors = read_tensors(path)
     with understood(path):
-        if path.suffix == ".safetensors" and not any(k.endswith((SCORE, MASK)) for k in tensors):
+        if is_safetensors(path) and has_meta(path):
             meta = read_meta(path)
             program = meta["program"] and unpack_tensor(meta["program"])
             return MaskFile(masks_of(tensors, meta), tensors, program)

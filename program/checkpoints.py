@@ -10,19 +10,19 @@ from torch import Tensor
 
 from models import PromptedClassifier
 from models.artifact import restore
-from models.backbones import backbone, weights_file
+from models.backbones import backbone, network_of, own_state, weights_file
 from models.foreign import ForeignPrompt, read_authors
 from models.pretrained import few, is_here
-from program.model import classifier, fitting_masks
+from program.model import around, classifier, fitting_masks
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
 from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
-from utils.checkpoint import read_meta
+from utils.checkpoint import has_meta, read_meta
 from utils.config import check_flags, replace_flags
 from utils.counts import count_at
 from utils.errors import UsageError
-from utils.files import require_amounts
-from utils.tensors import read_tensors, understood
+from utils.files import is_amount, require_amounts
+from utils.tensors import is_safetensors, read_tensors, understood
 
 # What a file may say of itself: how its network is built and shown images. Where data lie, what is
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
@@ -32,6 +32,7 @@ SAYS = frozenset((
     "mask_size", "amp", "channels_last", "tf32", "full_float32",
 ))  # fmt: skip
 
+BEST = ("best_prec1", "best_acc1", "best_acc", "best_top1")  # of scripts that many have used
 NETWORK = "network."  # before the names of its tensors in a state
 
 
@@ -53,15 +54,20 @@ def completed(flags: Mapping[str, Any]) -> Config:
 
 
 def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
-    """A model file or state of ours, or a file of the authors, told apart by what it holds."""
+    """A model file or state of ours, a file of the authors, or any network's weights.
+
+    They are told apart by what they hold.
+    """
     tensors = read_tensors(path)
     with understood(path):
-        if path.suffix == ".safetensors":
+        if is_safetensors(path) and has_meta(path):
             checkpoint = _read_model(tensors, read_meta(path))
         elif {"stage", "tensors", "config"} <= tensors.keys():
             checkpoint = _read_state(path, tensors, flags)
-        else:
+        elif {"mapping_sequence", "visual_prompt"} & tensors.keys():
             checkpoint = _read_authors(path, tensors, flags)
+        else:
+            checkpoint = _read_plain(path, tensors, flags)
         backbone(checkpoint.flags["network"])
         checkpoint.model.check_map()
         mapped = checkpoint.model.label_map is not None
@@ -187,6 +193,25 @@ def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) ->
     model.label_map = foreign.label_map
     claimed = None if foreign.claimed_accuracy is None else 100 * foreign.claimed_accuracy
     return Checkpoint(model, foreign.masks, flags, claimed, foreign.notes, ours=False)
+
+
+def _read_plain(path: Path, file: Mapping[str, Any], flags: Mapping[str, Any]) -> Checkpoint:
+    """A network as somebody's training has saved it: its zeros are its mask."""
+    for name in ("network", "dataset"):
+        if name not in flags:
+            raise UsageError(f"{path} does not say its {name}: name it with --{name}")
+    name = flags["network"]
+    state = own_state(path, file, backbone(name), flags.get("weights_key"))
+    model = around(name, network_of(name, state, str(path)), None)
+    masks = {name: weight != 0 for name, weight in prunable(model.network).items()}
+    known = {"network": name, "prompt_method": "none", "label_mapping_mode": "none"}
+    return Checkpoint(model, masks, known, _best_of(file), ours=False)
+
+
+def _best_of(file: Mapping[str, Any]) -> float | None:
+    """The accuracy that a training script has noted, percent."""
+    said = [file[name] for name in BEST if is_amount(file.get(name)) and file[name] <= 100]
+    return round(float(said[0]), 4) if said else None
 
 
 def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from data import SPECS, Data
 from models.backbones import weights_file
 from program.flags import DENSITIES
+from program.plan import size_notes
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
@@ -85,6 +86,8 @@ def announce(config: Config, folder: Path) -> None:
     if place := open_to_all(folder, named_folder(config, folder)):
         note(f"everybody may write to {place}, and what is put there passes for results: "
              "chmod o-w would keep it yours")
+    for line in size_notes(config):
+        note(line)
     only = METHODS[config.method.prune_method].only_density
     asked = [f"{density:g}" for density in config.method.density_list if density != only]
     if only is not None and asked and config.method.density_list != DENSITIES:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import Data
 from models import PromptedClassifier, build_network
@@ -26,7 +26,9 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
     name, mapping = config.network.network, config.method.label_mapping_mode
     own_head = classes if mapping == "none" else None
     prompt = config.build_prompt()
-    model = classifier(name, config.network.weights, own_head, prompt, config.run.seed).to(device)
+    own = config.network
+    network = build_network(name, own.weights, own_head, config.run.seed, own.weights_key)
+    model = around(name, network, prompt).to(device)
     check_classes(model.sources, classes, mapping)
     model.use(config.precision)
     return model
@@ -36,8 +38,13 @@ def classifier(
     name: str, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
 ) -> PromptedClassifier:
     """A network with `weights` behind a prompt; `head` as in `build_network`."""
+    return around(name, build_network(name, weights, head, seed), prompt)
+
+
+def around(name: str, network: nn.Module, prompt: VisualPrompt | None) -> PromptedClassifier:
+    """The classifier around a network of this name."""
     row = backbone(name)
-    return PromptedClassifier(build_network(name, weights, head, seed), prompt, row.mean, row.std)
+    return PromptedClassifier(network, prompt, row.mean, row.std)
 
 
 def fitting_masks(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from data import SPECS, Data
-from models.backbones import backbone
+from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
 from program.settings import Config, preset_values
 from pruning import METHODS
@@ -27,6 +27,7 @@ def plan(config: Config, typed: set[str]) -> dict[str, Any]:
         "prunable": total, "passes": sum(level["passes"] for level in levels),
         "classes": SPECS[config.data.dataset].classes,
         "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
+        "notes": size_notes(config),
     }  # fmt: skip
 
 
@@ -49,6 +50,22 @@ def origins(config: Config, typed: set[str]) -> dict[str, str]:
     sources = {"default": flags, "registry": filled}
     sources |= {"preset": preset_values(config, typed), "typed": typed}
     return {name: source for source, names in sources.items() for name in names}
+
+
+def size_notes(config: Config) -> list[str]:
+    """What the sizes cost that nobody may have meant, one line each."""
+    sizes, shown = config.sizes, config.build_prompt() if any(config.prompted) else None
+    lines = []
+    if shown and sizes.output > 2 * sizes.input and config.prompt.prompt_method != "expand":
+        times = round(sizes.output**2 / sizes.input**2)
+        lines.append(f"images of {sizes.input} px are shown on a canvas of {sizes.output} px, "
+                     f"{times} times as many pixels in every prompted step: --output_size "
+                     f"{sizes.input} makes it as large as they are")
+    covered = int(shown.region.sum()) if config.prompt.prompt_method == "pad" and shown else 0
+    if sizes.output == sizes.input and 2 * covered > sizes.output**2:
+        lines.append(f"the frame of {sizes.pad} px covers {covered / sizes.output**2:.0%} of an "
+                     f"image of {sizes.input} px: a smaller --pad_size shows more of it")
+    return lines
 
 
 def check_floor(config: Config, data: Data | None = None) -> None:
@@ -84,5 +101,7 @@ def _network(config: Config, data: Data | None) -> Build:
     """Builds the network of a level; with the source's own head where no classes are known."""
     row, classes = backbone(config.network.network), SPECS[config.data.dataset].classes
     classes = classes if data is None else len(data.classes)
-    own_head = config.method.label_mapping_mode == "none"
-    return partial(row.build, (own_head and classes) or row.source_classes)
+    if config.method.label_mapping_mode == "none" and classes:
+        return partial(row.build, classes)
+    own = config.network
+    return partial(row.build, source_classes(own.network, own.weights, own.weights_key))

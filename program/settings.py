@@ -162,7 +162,7 @@ def check(config: Config) -> None:
     config.build_prompt()
     name, classes = config.network.network, SPECS[config.data.dataset].classes
     named = weights_file(name, config.network.weights) is None
-    if classes and named:
+    if classes and named and config.run.evaluate is None:
         check_classes(backbone(name).source_classes, classes, method.label_mapping_mode)
 
 
@@ -176,12 +176,13 @@ def check_classes(sources: int, classes: int, mapping: str) -> None:
 def complete(config: Config) -> Config:
     """Fill what was left open from the rows of the network, the dataset and the method."""
     row = backbone(config.network.network)
-    output = config.prompt.output_size or row.output_size
+    # A canvas holds its image; a frame has the same share of every canvas.
+    output = config.prompt.output_size or max(row.output_size, config.data.input_size or 0)
     rows = {
         "weights": row.weights,
         "output_size": output,
         "input_size": min(row.input_size, output),
-        "pad_size": row.pad_size,
+        "pad_size": min(max(1, round(output * row.pad_size / row.output_size)), output // 2),
         "mask_size": max(1, round(output * 115 / 224)),
         "batch_size": SPECS[config.data.dataset].batch_size,
         "prune_mode": METHODS[config.method.prune_method].prune_mode,

@@ -331,10 +331,17 @@ def test_misspelt_zoo_name_gets_the_nearest():
     assert "did you mean resnet18_cifar100_s60" in evaluate("resnet18_cifar100_60").error
 
 
-def test_weights_without_our_metadata_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "does not say its network: name it with --network"),
+        (["--network", "resnet20"], "does not say its dataset: name it with --dataset"),
+    ],
+)
+def test_weights_that_say_nothing_of_themselves_are_asked_for_it(tmp_path, words, reason):
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "plain.safetensors")
-    done = evaluate(tmp_path / "plain.safetensors")
-    assert done.code == 1 and "is not a model file of ours" in done.error
+    done = evaluate(tmp_path / "plain.safetensors", *words)
+    assert done.code == 2 and reason in done.error
 
 
 @pytest.mark.parametrize("mapping", ["flm", "none"])

@@ -68,6 +68,12 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def has_meta(path: Path) -> bool:
+    """Whether a file of safetensors has metadata of ours, good or not."""
+    with safe_open(path, "pt") as file:
+        return META_KEY in (file.metadata() or {})
+
+
 def pack_tensor(tensor: Tensor) -> dict[str, Any]:
     """A float32 tensor as JSON values: its shape and base64 of its little-endian bytes."""
     array = tensor.detach().cpu().float().contiguous().numpy()

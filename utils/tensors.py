@@ -21,7 +21,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
-    """The dict in a .safetensors, .pt or .pth file, on the CPU.
+    """The dict in a file of safetensors or of torch.save, whatever its name, on the CPU.
 
     A safetensors file gives name -> tensor; a torch file what its writer put in, which may be
     nested, but only tensors, numbers, strings and containers. A checksum in `<file>.sha256`
@@ -29,9 +29,6 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     caller has compared the file already (`known`). Raises VPNsError for a file that is missing,
     damaged, of another kind, that declares more than it holds, or that asks for code to be run.
     """
-    if path.suffix not in SUFFIXES:
-        ends = ".safetensors, .pt or .pth"
-        raise VPNsError(f"{path} is not a file of weights: its name must end in {ends}")
     if not path.is_file():
         raise VPNsError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     if path.stat().st_size > usable_memory() // 2:
@@ -49,11 +46,25 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     return content
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors and not of torch.save, by its first bytes.
+
+    Raises VPNsError when it is neither.
+    """
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return False
+    if start[8:] == b"{" or path.suffix in SUFFIXES:
+        return path.suffix == ".safetensors" or start[8:] == b"{"
+    raise VPNsError(f"{path} is no file of weights: neither of safetensors nor of torch.save")
+
+
 def _read(path: Path, compared: bool) -> tuple[Any, str]:
     """The content of a file, and the worth of the checksums inside it, which are compared unless
     the whole file was (`compared`)."""
     blind = "has no checksum, so a changed bit would not be noticed"
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return _read_safetensors(path), f"safetensors {blind}"
     content, has_sums = read_torch(path, sums=not compared)
     inside = "only the CRC-32 sums inside it were compared"

@@ -12,6 +12,17 @@ ITEMS, TEXT, DEPTH = 300_000, 2**24, 100  # values, characters, and containers w
 NAME = 100  # characters of a name that a message shows
 LARGEST = 2**63
 ENDLESS = "its values are too many, or hold one another without end"
+# Settings and numbers that training scripts save beside their tensors.
+LIGHTNING = tuple(f"{place}.AttributeDict" for place in (
+    "pytorch_lightning.utilities.parsing", "lightning_fabric.utilities.data",
+    "lightning.fabric.utilities.data", "lightning.pytorch.utilities.parsing"))  # fmt: skip
+BESIDE = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
+      for name in ("scalar", "_reconstruct")),
+    "numpy.dtype", "numpy.ndarray", "_codecs.encode", "torch.device",
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
+    *(f"builtins.{name}" for name in ("int", "float", "str", "list", "dict", "bool")),
+)  # fmt: skip
 KINDS = {
     "Double": ("float64", 8), "Float": ("float32", 4), "Half": ("float16", 2),
     "BFloat16": ("bfloat16", 2), "Long": ("int64", 8), "Int": ("int32", 4), "Short": ("int16", 2),
@@ -64,6 +75,23 @@ class Plain(dict):
         pass
 
 
+class Nothing:
+    """What no tensor needs and many training scripts save beside them: it becomes None."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Defaults(Plain):
+    """A dict whose maker's arguments, as the factory of a defaultdict, are left out."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+
 def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
     """A tensor, as torch._utils._rebuild_tensor_v2 is asked for it."""
     numbers = (offset, *shape, *strides)
@@ -82,6 +110,9 @@ def _no_values(*_: Any) -> None:
 NAMES = {
     "collections.OrderedDict": Plain,
     "collections.Counter": Plain,
+    "collections.defaultdict": Defaults,
+    **dict.fromkeys(("argparse.Namespace", *LIGHTNING), Plain),
+    **dict.fromkeys(BESIDE, Nothing),
     "builtins.set": set,
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _view,
@@ -132,6 +163,8 @@ class Tree:
         self._items -= 1
         if self._items < 0 or depth > DEPTH:
             raise Refused(ENDLESS)
+        if isinstance(value, Nothing | type):
+            return None
         if isinstance(value, View):
             return {"view": self._number(value)}
         if isinstance(value, dict):

@@ -1,0 +1,106 @@
+"""State dicts as people save them: inside containers, with prefixes, under names of their own."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DEEPEST = 3  # containers within each other that are looked through
+ORIG, MASK = "_orig", "_mask"  # of torch.nn.utils.prune, behind the name of a weight
+
+
+class Found(NamedTuple):
+    """A state dict with the network's own names, and what was done to get it, '' if nothing."""
+
+    state: dict[str, Tensor]
+    said: str
+
+
+def find_state(
+    content: Mapping[Any, Any], expected: Mapping[str, Tensor], head: str, key: str | None = None
+) -> Found:
+    """The state dict in `content` that has most of the names of `expected`, under these names.
+
+    Prefixes (`module.`, `model.`, `_orig_mod.`), another name of the last layer `head`, and weights
+    that torch.nn.utils.prune keeps apart from their masks are resolved; what no tensor of the
+    network is named like lies outside the prefix and is left out. `key` names the container where
+    several hold one. Raises ValueError when none does.
+    """
+    found = {where: tensors for where, tensors in containers(content) if key in (None, where)}
+    ranked = {where: best_prefix(tensors, expected) for where, tensors in found.items()}
+    where = max(ranked, key=lambda w: ranked[w][1], default=None)
+    if where is None or not ranked[where][1]:
+        there = ", ".join(sorted(filter(None, (w for w, _ in containers(content))))[:5])
+        raise ValueError(f"no tensor of it has a name of the network's{there and f' ({there})'}")
+    prefix, names = ranked[where]
+    others = [w for w in ranked if w != where and ranked[w][1] == names]
+    tensors = {n.removeprefix(prefix): t for n, t in found[where].items() if n.startswith(prefix)}
+    state, pruned = joined(tensors)
+    rest = {n: t for n, t in found[where].items() if not n.startswith(prefix)}
+    state, renamed = with_head(state, rest, expected, head)
+    parts = [where and f"its {where}", prefix and f"without {prefix!r}", renamed,
+             pruned and "each weight under its mask",
+             others and f"not its {', '.join(others[:3])} (--weights_key chooses)"]  # fmt: skip
+    return Found(state, ", ".join(filter(None, parts)))
+
+
+def containers(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Iterator[tuple]:
+    """Every dict with tensors in a nested dict: its keys joined by dots, and its tensors."""
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        yield path, tensors
+    for key, value in content.items() if depth < DEEPEST else ():
+        if isinstance(key, str) and isinstance(value, dict):
+            yield from containers(value, f"{path}.{key}".lstrip("."), depth + 1)
+
+
+def best_prefix(names: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, int]:
+    """What stands before most of the expected names, the shortest of several, and how many."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        plain = name.removesuffix(ORIG)
+        ends = [0, *(place + 1 for place, letter in enumerate(plain) if letter == ".")]
+        counts.update(plain[:end] for end in ends if plain[end:] in expected)
+    return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+
+
+def joined(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Weights times their masks where torch.nn.utils.prune keeps both, and whether it does."""
+    pairs = [name for name in tensors if name.endswith(ORIG)
+             and name.removesuffix(ORIG) + MASK in tensors]  # fmt: skip
+    state = {name: tensor for name, tensor in tensors.items() if name not in pairs}
+    for name in pairs:
+        plain = name.removesuffix(ORIG)
+        mask = state.pop(plain + MASK)
+        state[plain] = tensors[name].masked_fill(mask == 0, 0.0)
+    return state, bool(pairs)
+
+
+def with_head(
+    state: dict[str, Tensor], rest: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> tuple[dict[str, Tensor], str]:
+    """The state with a last layer called `head`, and what it was called.
+
+    Another layer is taken for it when it alone has weights of so many inputs and is none of the
+    network's; it may lie outside the prefix.
+    """
+    weight = f"{head}.weight"
+    if weight in state or weight not in expected:
+        return state, ""
+    unknown = {n: t for n, t in {**state, **rest}.items() if n not in expected}
+    layers = [n.removesuffix(".weight") for n, t in unknown.items() if n.endswith(".weight")
+              and t.shape[1:] == expected[weight].shape[1:] and t.ndim > 1]  # fmt: skip
+    if len(layers) != 1:
+        return state, ""
+    own = {f"{layers[0]}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias")}
+    taken = {new: unknown[old] for old, new in own.items() if old in unknown}
+    return {n: t for n, t in state.items() if n not in own} | taken, f"{layers[0]} as {head}"
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError that names the first tensor with a value that is not finite."""
+    broken = [n for n, t in state.items() if not torch.isfinite(t).all()]
+    if broken:
+        raise ValueError(f"{broken[0]} has values that are not finite")
