@@ -26,7 +26,7 @@ from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
 from program.failures import one_line
 from program.folder import announce, check_resumed, named_folder, run_folder, shared
-from program.given import check_given, given_masks
+from program.given import check_given, given_masks, own_density
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, plan
 from program.record import check_row, exported, percent, read_level, read_search, record, save_level
@@ -174,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     try:
         config, typed = read_config(argv)
+        config = own_density(config, typed)
         if config.run.dry_run:
             print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
             return 0

@@ -14,7 +14,7 @@ from models.containers import find_state, require_finite
 from models.pretrained import hub_state, misfit, read_state
 from models.resnet_cifar import ResNetCifar, resnet20
 from utils.config import flag, not_one_of, word
-from utils.errors import UsageError, VPNsError, note
+from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
 from utils.tensors import SUFFIXES, read_tensors, understood
 
@@ -46,6 +46,11 @@ class Backbone:
         """The network without memory, for its names and shapes."""
         with torch.device("meta"):
             return self.build(classes)
+
+    def outputs_of(self, state: Mapping[str, Tensor]) -> int:
+        """The outputs of the last layer in a state dict; the source's where there is none."""
+        head = state.get(f"{self.head}.weight")
+        return (head is not None and head.ndim > 1 and len(head)) or self.source_classes
 
     def without_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict without the last layer, which is made anew."""
@@ -153,7 +158,7 @@ def source_classes(name: str, weights: str, key: str | None = None) -> int:
     """The outputs of a network with these weights and no head of its own; reads a file of them."""
     row = backbone(name)
     state = load_weights(name, weights, key) if weights_file(name, weights) else {}
-    return len(state.get(f"{row.head}.weight", ())) or row.source_classes
+    return row.outputs_of(state)
 
 
 def network_of(
@@ -162,8 +167,7 @@ def network_of(
 ) -> nn.Module:  # fmt: skip
     """The network with these weights, which a message calls `called`; see `build_network`."""
     row = backbone(name)
-    head = (state or {}).get(f"{row.head}.weight")
-    loaded = (head is not None and head.ndim == 2 and len(head)) or row.source_classes
+    loaded = row.outputs_of(state or {})
     classes = classes or loaded
     if state is not None:
         shapes = row.skeleton(classes).state_dict()
@@ -217,10 +221,10 @@ def own_state(
     """
     try:
         expected = row.skeleton(row.source_classes).state_dict()
-        state, said = find_state(content, expected, row.head, key)
+        state, *_, said = find_state(content, expected, row.head, key)
         require_finite(state)
-    except ValueError as error:
-        raise VPNsError(f"{path}: {error}") from error
+    except (RuntimeError, ValueError) as error:  # not all types of torch can be looked at
+        raise VPNsError(f"{path}: {message_of(error)}") from error
     if said:
         note(f"{path}: {said}")
     return state

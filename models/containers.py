@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 DEEPEST = 3  # containers within each other that are looked through
-ORIG, MASK = "_orig", "_mask"  # of torch.nn.utils.prune, behind the name of a weight
+# torch.nn.utils.prune puts its suffixes behind the name of a weight; scores lie beside it.
+ORIG, MASK, SCORE = "_orig", "_mask", ".popup_scores"
 
 
 class Found(NamedTuple):
-    """A state dict with the network's own names, and what was done to get it, '' if nothing."""
+    """A state dict with the network's own names, its masks and scores by the names of the weights.
+
+    `said` is what was done to get it, '' if nothing.
+    """
 
     state: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    scores: dict[str, Tensor]
     said: str
 
 
@@ -37,13 +43,15 @@ def find_state(
     prefix, names = ranked[where]
     others = [w for w in ranked if w != where and ranked[w][1] == names]
     tensors = {n.removeprefix(prefix): t for n, t in found[where].items() if n.startswith(prefix)}
-    state, pruned = joined(tensors)
+    masks, scores = masks_in(tensors), scores_in(tensors)
+    state = {name: tensor.masked_fill(masks[name] == 0, 0.0) if name in masks else tensor
+             for name, tensor in plain(tensors).items()}  # fmt: skip
     rest = {n: t for n, t in found[where].items() if not n.startswith(prefix)}
     state, renamed = with_head(state, rest, expected, head)
     parts = [where and f"its {where}", prefix and f"without {prefix!r}", renamed,
-             pruned and "each weight under its mask",
+             masks and "each weight under its mask",
              others and f"not its {', '.join(others[:3])} (--weights_key chooses)"]  # fmt: skip
-    return Found(state, ", ".join(filter(None, parts)))
+    return Found(state, masks, scores, ", ".join(filter(None, parts)))
 
 
 def containers(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Iterator[tuple]:
@@ -60,22 +68,27 @@ def best_prefix(names: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[
     """What stands before most of the expected names, the shortest of several, and how many."""
     counts: Counter[str] = Counter()
     for name in names:
-        plain = name.removesuffix(ORIG)
-        ends = [0, *(place + 1 for place, letter in enumerate(plain) if letter == ".")]
-        counts.update(plain[:end] for end in ends if plain[end:] in expected)
+        own = name.removesuffix(ORIG).removesuffix(MASK)
+        own = f"{name.removesuffix(SCORE)}.weight" if name.endswith(SCORE) else own
+        ends = [0, *(place + 1 for place, letter in enumerate(own) if letter == ".")]
+        counts.update(own[:end] for end in ends if own[end:] in expected)
     return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
 
 
-def joined(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """Weights times their masks where torch.nn.utils.prune keeps both, and whether it does."""
-    pairs = [name for name in tensors if name.endswith(ORIG)
-             and name.removesuffix(ORIG) + MASK in tensors]  # fmt: skip
-    state = {name: tensor for name, tensor in tensors.items() if name not in pairs}
-    for name in pairs:
-        plain = name.removesuffix(ORIG)
-        mask = state.pop(plain + MASK)
-        state[plain] = tensors[name].masked_fill(mask == 0, 0.0)
-    return state, bool(pairs)
+def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own parameters: scores and masks left out, weight_orig called weight."""
+    return {name.removesuffix(ORIG): tensor.detach().contiguous() for name, tensor in raw.items()
+            if not name.endswith((SCORE, MASK))}  # fmt: skip
+
+
+def scores_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by parameter name."""
+    return {f"{k.removesuffix(SCORE)}.weight": v for k, v in raw.items() if k.endswith(SCORE)}
+
+
+def masks_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks as the file stores them, by parameter name."""
+    return {key.removesuffix(MASK): value for key, value in raw.items() if key.endswith(MASK)}
 
 
 def with_head(

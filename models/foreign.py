@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import NETWORKS
+from models.containers import masks_in, plain, scores_in
 from models.foreign_prompt import ForeignPrompt, read_prompt
-from models.mask_file import masks_in, plain, scores_in, threshold_masks
+from models.mask_file import threshold_masks
 from models.pretrained import all_tensors, few, misfit
 from utils.counts import count_at
 from utils.errors import UsageError, VPNsError

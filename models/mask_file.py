@@ -1,23 +1,24 @@
 """Masks in files: a search starts from somebody's mask, on request with the weights beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.artifact import masks_of
+from models.backbones import Backbone
 from models.classifier import PromptedClassifier
+from models.containers import find_state
 from models.pretrained import misfit
 from utils.checkpoint import has_meta, read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
 from utils.tensors import is_safetensors, read_tensors, understood
 
-# Scores lie beside a layer's weight; torch.nn.utils.prune puts its suffixes behind the weight.
-SCORE, ORIG, MASK = ".popup_scores", "weight_orig", "weight_mask"
+Rule = Callable[[nn.Module], Mapping[str, Tensor]]  # the weights that can be pruned, by name
 
 
 class MaskFile(NamedTuple):
@@ -28,54 +29,33 @@ class MaskFile(NamedTuple):
     program: Tensor | None
 
 
-def read_mask_file(path: Path, density: float | None) -> MaskFile:
-    """A model file of ours, or tensors with `weight_mask`/`weight_orig` or `popup_scores` keys.
+def read_mask_file(path: Path, row: Backbone, rule: Rule, density: float | None) -> MaskFile:
+    """A model file of ours, or any file of the network's weights: its masks, scores or zeros.
 
-    The latter may lie at the top or under `state_dict`; scores need their density. Raises
+    `rule` tells which weights of a network can be pruned; scores need their density. Raises
     VPNsError when the file is damaged or holds no mask.
     """
-    tensors = read_tensors(path)
+    content = read_tensors(path)
     with understood(path):
         if is_safetensors(path) and has_meta(path):
             meta = read_meta(path)
             program = meta["program"] and unpack_tensor(meta["program"])
-            return MaskFile(masks_of(tensors, meta), tensors, program)
-        return _read_foreign(path, tensors, density)
-
-
-def _read_foreign(path: Path, file: Mapping[str, Any], density: float | None) -> MaskFile:
-    raw = file.get("state_dict", file)
-    raw = {k: v for k, v in raw.items() if isinstance(v, Tensor)}
-    scores, masks = scores_in(raw), masks_in(raw)
-    if scores and density is None:
-        raise UsageError(f"{path} holds scores: name their density, one, in --density_list")
-    if scores:
-        masks = threshold_masks(scores, density)
-    if not masks:
-        raise VPNsError(f"{path} holds no mask: no weight_mask and no popup_scores")
-    program = (file.get("visual_prompt") or {}).get("program")
-    if not isinstance(program, Tensor | None):
-        raise TypeError(f"the prompt is a {type(program).__name__}")
-    return MaskFile({name: mask != 0 for name, mask in masks.items()}, plain(raw), program)
-
-
-def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own parameters: scores and masks left out, weight_orig called weight."""
-    return {
-        key.removesuffix("_orig") if key.endswith(ORIG) else key: value.detach().contiguous()
-        for key, value in raw.items()
-        if not key.endswith((SCORE, MASK))
-    }
-
-
-def scores_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores by parameter name."""
-    return {f"{k.removesuffix(SCORE)}.weight": v for k, v in raw.items() if k.endswith(SCORE)}
-
-
-def masks_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks as the file stores them, by parameter name."""
-    return {key.removesuffix("_mask"): value for key, value in raw.items() if key.endswith(MASK)}
+            return MaskFile(masks_of(content, meta), content, program)
+        network = row.skeleton(row.source_classes)
+        found = find_state(content, network.state_dict(), row.head)
+        if found.scores and density is None:
+            raise UsageError(f"{path} holds scores: name their density, one, in --density_list")
+        masks = found.masks
+        if found.scores:
+            masks = threshold_masks(found.scores, density)
+        if not masks:
+            masks = {name: found.state[name] for name in rule(network)}
+            if all(bool((weight != 0).all()) for weight in masks.values()):
+                raise VPNsError(f"{path} holds no mask: no weight_mask, no popup_scores, no zeros")
+        program = (content.get("visual_prompt") or {}).get("program")
+        if not isinstance(program, Tensor | None):
+            raise TypeError(f"the prompt is a {type(program).__name__}")
+        return MaskFile({name: mask != 0 for name, mask in masks.items()}, found.state, program)
 
 
 def threshold_masks(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from models.backbones import backbone
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
-from pruning.masks import Masks, kept_count, layer_densities, total_count
+from pruning.masks import Masks, kept_count, layer_densities, prunable, total_count
 from runfolder.stage_log import level_name
+from utils.config import replace_flags
 from utils.counts import count_at
-from utils.errors import UsageError, VPNsError
+from utils.errors import UsageError, VPNsError, note
 
 
 def check_given(config: Config, folder: Path) -> None:
@@ -32,7 +34,9 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
         return None
     path = Path(method.init_from or source)
     only = config.levels[0] if len(config.levels) == 1 else None
-    file, start = _read(Path(source), only), method.init_from is not None and _read(path, only)
+    network = config.network.network
+    file = _read(Path(source), network, only)
+    start = method.init_from is not None and _read(path, network, only)
     for density in config.levels:
         _check_asked(source, file.masks, density, method.min_layer_density)
 
@@ -50,9 +54,20 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, density: float | None) -> MaskFile:
+def _read(path: Path, network: str, density: float | None) -> MaskFile:
     """Read once: a file is looked at when the run begins, and used when its data are there."""
-    return read_mask_file(path, density)
+    return read_mask_file(path, backbone(network), prunable, density)
+
+
+def own_density(config: Config, typed: set[str]) -> Config:
+    """The config with the density of a file's mask as its only one, unless others were typed."""
+    source = config.method.init_mask or config.method.init_from
+    if source is None or "density_list" in typed:
+        return config
+    masks = _read(Path(source), config.network.network, None).masks
+    kept, total = kept_count(masks), total_count(masks)
+    note(f"{source}: its mask keeps {kept:,} of {total:,} weights")
+    return replace_flags(config, {"density_list": (density_of(max(kept, 1), total),)})
 
 
 def _check_asked(source: str, masks: Masks, density: float, floor: float) -> None:
@@ -63,7 +78,10 @@ def _check_asked(source: str, masks: Masks, density: float, floor: float) -> Non
     kept, total = kept_count(masks), total_count(masks)
     if not kept:
         raise VPNsError(f"{source} holds masks that keep no weight")
-    if count_at(density, total) != kept:
+    off = kept - count_at(density, total)
+    if off and abs(off) <= len(masks):  # others round a layer's share, or all, in another way
+        note(f"{source} keeps {kept:,} of {total:,} weights, {off:+} of density {density:g}")
+    elif off:
         raise UsageError(f"{source} keeps {kept} of {total} weights, which is not density "
                          f"{density:g}: ask for --density_list {density_of(kept, total)!r}")
     thin = [name for name, share in layer_densities(masks).items() if share < floor]

@@ -154,10 +154,12 @@ def exported(
 def require_count(config: Config, density: float, masks: Masks) -> None:
     """Raises ValueError unless the masks keep exactly what the density asks for.
 
-    The masks of a method whose count is not exact keep what they keep; the real density is told.
+    Masks from a file, and of a method whose count is not exact, keep what they keep; the real
+    density is told.
     """
     total, kept = total_count(masks), kept_count(masks)
     asked = count_at(density, total)
-    if kept != asked and METHODS[config.method.prune_method].exact:
+    given = config.method.init_mask or config.method.init_from
+    if kept != asked and METHODS[config.method.prune_method].exact and not given:
         raise ValueError(f"density {density:g}: the mask keeps {kept} of {total} weights "
                          f"instead of {asked}")

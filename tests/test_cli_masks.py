@@ -1,13 +1,16 @@
 """Masks as files: fine-tuning under somebody's mask, and from all that goes with it."""
 
+import copy
 import shutil
 
 import pytest
 import torch
 from cli import run
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import prune
 
-from models import build_network
+from models import NETWORKS, build_network
 from models.artifact import masks_of
 from models.mask_file import read_mask_file
 from pruning.masks import keep_top, kept_count, prunable
@@ -110,6 +113,40 @@ def test_weight_mask_files_of_torch_are_read(tmp_path, network):
     assert torch.equal(tensors["fc.weight"], network.fc.weight * kept["fc.weight"])
 
 
+def pruned(network, share=0.8):
+    """A copy that torch.nn.utils.prune has pruned over all layers together."""
+    network = copy.deepcopy(network)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    prune.global_unstructured([(m, "weight") for m in layers], prune.L1Unstructured, amount=share)
+    return network, layers
+
+
+@pytest.mark.parametrize("way", ["masks", "DataParallel", "removed", "removed, wrapped"])
+def test_what_torch_has_pruned_is_a_mask_without_a_word_of_density(tmp_path, network, way):
+    other, layers = pruned(network)
+    kept = sum(int(m.weight.count_nonzero()) for m in layers)
+    if "removed" in way:
+        for layer in layers:
+            prune.remove(layer, "weight")
+    wrapped = nn.DataParallel(other) if way in ("DataParallel", "removed, wrapped") else other
+    torch.save({"state_dict": wrapped.state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    done = run(tmp_path / "runs", *QUICK[2:], "--init_mask", tmp_path / "w.pth", "--epochs", 0)
+    (row,) = done.result["rows"]
+    assert row["kept"] == kept and f"keeps {kept:,} of 268,336 weights" in done.out
+    tensors, meta = load_model(done.folder / f"d{row['density']}/model.safetensors")
+    assert int(masks_of(tensors, meta)["fc.weight"].sum()) == int(layers[-1].weight.count_nonzero())
+
+
+def test_a_density_that_is_a_rounding_away_is_taken_and_told(tmp_path, network):
+    kept = keep_top({n: s.abs() for n, s in layer_scores(network).items()}, 0.2)
+    kept["fc.weight"].view(-1)[kept["fc.weight"].view(-1).nonzero()[0]] = False
+    torch.save(network.state_dict() | {f"{n}_mask": m for n, m in kept.items()}, tmp_path / "w.pth")
+    done = run(tmp_path / "runs", *QUICK, "--init_mask", tmp_path / "w.pth", "--epochs", 0)
+    (row,) = done.result["rows"]
+    assert row["kept"] == kept_count(kept) == 268336 - int(0.8 * 268336) - 1
+    assert "-1 of density 0.2" in done.out
+
+
 def test_popup_scores_are_read_at_the_density_asked_for(tmp_path, network):
     scores = layer_scores(network)
     path = tmp_path / "scores.pth"
@@ -161,7 +198,8 @@ def test_a_mask_file_that_was_used_may_go(tmp_path, searched):
 
 
 def test_a_mask_file_of_ours_says_how_many_it_keeps(searched):
-    file = read_mask_file(searched / "search.safetensors", None)
+    row = NETWORKS["resnet20"]
+    file = read_mask_file(searched / "search.safetensors", row, prunable, None)
     assert kept_count(file.masks) == 268336 - int(0.8 * 268336)
 
 

@@ -53,10 +53,10 @@ def is_safetensors(path: Path) -> bool:
     """
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return False
-    if start[8:] == b"{" or path.suffix in SUFFIXES:
-        return path.suffix == ".safetensors" or start[8:] == b"{"
+    if start[8:] == b"{":
+        return True
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or path.suffix in SUFFIXES:
+        return path.suffix == ".safetensors" and start[:1] != b"P"
     raise VPNsError(f"{path} is no file of weights: neither of safetensors nor of torch.save")
 
 
