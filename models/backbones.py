@@ -1,6 +1,6 @@
 """The networks, one row each, and how they get their weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,61 +11,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from models.containers import find_state, require_finite
-from models.pretrained import hub_state, misfit, read_state
+from models.families import FAMILIES, family_row
+from models.pretrained import hub_state, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
+from models.rows import Backbone
 from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
 from utils.tensors import SUFFIXES, read_tensors, understood
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHIPPED = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One network. `build(classes)` makes it with random weights and a head of that size.
-
-    `weights` names its pre-trained weights; their `source` is a torchvision enum entry, or a file
-    in `models/weights`. Sizes are in pixels: of the images, of the canvas, and the width of the
-    prompt's frame.
-    """
-
-    build: Callable[[int], nn.Module]
-    head: str
-    weights: str
-    source: str
-    source_classes: int = 1000
-    input_size: int = 224
-    output_size: int = 224
-    pad_size: int = 16
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def skeleton(self, classes: int) -> nn.Module:
-        """The network without memory, for its names and shapes."""
-        with torch.device("meta"):
-            return self.build(classes)
-
-    def outputs_of(self, state: Mapping[str, Tensor]) -> int:
-        """The outputs of the last layer in a state dict; the source's where there is none."""
-        head = state.get(f"{self.head}.weight")
-        return (head is not None and head.ndim > 1 and len(head)) or self.source_classes
-
-    def without_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict without the last layer, which is made anew."""
-        return {key: t for key, t in state.items() if key.rpartition(".")[0] != self.head}
-
-    def skeleton_of(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The skeleton that has these tensors, whatever its number of outputs.
-
-        Raises ValueError when none has: of a head of any size nothing is built before. For within
-        `understood`.
-        """
-        network = self.skeleton(len(state[f"{self.head}.weight"]))
-        if problem := misfit(network.state_dict(), state):
-            raise ValueError(problem)
-        return network
 
 
 class Pool(nn.AdaptiveAvgPool2d):
@@ -112,11 +67,21 @@ NETWORKS: dict[str, Backbone] = {
 ALIASES = {"vgg": "vgg16"}
 
 
+def network_name(text: str) -> str:
+    """A parser for the name of a network; ValueError for another word."""
+    names = (*NETWORKS, *ALIASES)
+    if text not in names and ":" not in text:
+        raise ValueError(not_one_of(text, names, ", timm:NAME, torchvision:NAME, module:function"))
+    return text
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The flags of the network; an alias becomes the network's name."""
 
-    network: str = flag("resnet18", "the network to prune", choices=(*NETWORKS, *ALIASES))
+    network: str = flag(
+        "resnet18", f"the network to prune: {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME, or "
+        "module:function, which runs your function of the number of classes", parse=network_name)
     weights: str | None = flag(
         None, "pre-trained weights: imagenet, fashion_mnist, none, or a file that somebody's "
         "training has saved (default: the network's: imagenet; resnet20: fashion_mnist)",
@@ -129,11 +94,20 @@ class NetworkConfig:
 
 
 def backbone(name: str) -> Backbone:
-    """The row of a network or alias. Raises UsageError for any other name."""
+    """The row of a network, alias, or a library's or the user's network.
+
+    Raises UsageError for any other name, and for a library that is missing.
+    """
     row = NETWORKS.get(ALIASES.get(name, name))
-    if row is None:
-        raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}")
-    return row
+    if row is None and ":" not in name:
+        raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}, "
+                         "timm:NAME, torchvision:NAME, module:function")
+    return row or family_row(name)
+
+
+def runs_code(name: str) -> bool:
+    """Whether a network is made by code of the user's own."""
+    return ":" in name and name.partition(":")[0] not in FAMILIES
 
 
 def build_network(
@@ -208,8 +182,12 @@ def _load(name: str, weights: str, key: str | None, stamp: Any) -> dict[str, Ten
     path, row = weights_file(name, weights), backbone(name)
     if path is not None:
         return own_state(path, read_tensors(path), row, key)
-    shipped = row.source.endswith(SUFFIXES)
-    return read_state(SHIPPED / row.source) if shipped else hub_state(row.source)
+    if row.source.startswith("timm:"):
+        return timm_state(row.source.removeprefix("timm:"))
+    if row.source.endswith(SUFFIXES):
+        return read_state(SHIPPED / row.source)
+    own = row.skeleton(row.source_classes).state_dict()  # without auxiliary outputs
+    return {key: tensor for key, tensor in hub_state(row.source).items() if key in own}
 
 
 def own_state(

@@ -23,14 +23,16 @@ class PromptedClassifier(nn.Module):
         prompt: nn.Module | None = None,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        head: str = "",
     ) -> None:
+        """`head` is the layer whose outputs are classes; '' is the network's last linear one."""
         super().__init__()
         self.network = network
         self.prompt = prompt
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_map", None)
-        self.precision = Precision()
+        self.precision, self._head = Precision(), head
 
     def use(self, precision: Precision) -> None:
         """Run the network in this precision from now on."""
@@ -40,6 +42,8 @@ class PromptedClassifier(nn.Module):
     @property
     def sources(self) -> int:
         """The number of the network's own classes."""
+        if self._head:
+            return len(self.network.get_submodule(self._head).weight)
         return [m for m in self.network.modules() if isinstance(m, nn.Linear)][-1].out_features
 
     @property

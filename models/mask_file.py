@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.artifact import masks_of
-from models.backbones import Backbone
 from models.classifier import PromptedClassifier
 from models.containers import find_state
 from models.pretrained import misfit
+from models.rows import Backbone
 from utils.checkpoint import has_meta, read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError

@@ -71,6 +71,8 @@ def hub_file(entry: str) -> tuple[str, Path]:
 
 def is_here(source: str) -> bool:
     """Whether the weights that a network's row names need no download."""
+    if source.startswith("timm:"):
+        return False  # timm alone knows
     return source.endswith(SUFFIXES) or hub_file(source)[1].exists()
 
 
@@ -87,6 +89,22 @@ def hub_state(entry: str) -> dict[str, Tensor]:
     elif start and not sha256_file(path).startswith(start[1]):
         raise VPNsError(f"{path} is damaged: delete it, and it is fetched again from {url}")
     return read_state(path, known=start is not None)
+
+
+def timm_state(name: str) -> dict[str, Tensor]:
+    """The pre-trained weights of a network of timm's, from its cache or the Hugging Face hub.
+
+    Raises VPNsError when they cannot be had, with what to do by hand.
+    """
+    import timm
+
+    try:
+        with redirect_stdout(sys.stderr):
+            return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, HTTPException) as error:
+        place = f"https://huggingface.co/{timm.get_pretrained_cfg(name).hf_hub_id or name}"
+        raise VPNsError(f"cannot get the weights of {name} ({first_line(error)[:200]}): download "
+                        f"the model.safetensors of {place} and name it with --weights") from error
 
 
 def _fetch_hub(url: str, path: Path, digest: str | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import PromptedClassifier
 from models.artifact import restore
-from models.backbones import backbone, network_of, own_state, weights_file
+from models.backbones import backbone, network_of, own_state, runs_code, weights_file
 from models.foreign import ForeignPrompt, read_authors
 from models.pretrained import few, is_here
 from program.model import around, classifier, fitting_masks
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
     tensors = read_tensors(path)
     with understood(path):
         if is_safetensors(path) and has_meta(path):
-            checkpoint = _read_model(tensors, read_meta(path))
+            checkpoint = _read_model(tensors, read_meta(path), flags)
         elif {"stage", "tensors", "config"} <= tensors.keys():
             checkpoint = _read_state(path, tensors, flags)
         elif {"mapping_sequence", "visual_prompt"} & tensors.keys():
@@ -92,9 +92,11 @@ def _check_typed(path: Path, checkpoint: Checkpoint, flags: Mapping[str, Any]) -
                          f"{density:g}: drop --density")
 
 
-def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Checkpoint:
+def _read_model(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], typed: Mapping[str, Any]
+) -> Checkpoint:
     sizes, program = Sizes(**meta["sizes"]), meta["program"]
-    result, flags = meta.get("result", {}), _known_flags(meta["config"])
+    result, flags = meta.get("result", {}), _known_flags(meta["config"], typed)
     config = completed(flags)  # whose sizes are bounded
     built = (meta["network"], meta["dataset"], meta["prompt"], sizes)
     if built != (config.network.network, config.data.dataset, config.prompt.prompt_method,
@@ -115,7 +117,7 @@ def _read_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Check
 
 def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) -> Checkpoint:
     """A training state: the named tensors over the source weights, masked by the scores if any."""
-    flags = _known_flags(state["config"])
+    flags = _known_flags(state["config"], typed)
     if "weights" in typed:
         flags["weights"] = typed["weights"]
     config, values = completed(flags), dict(state["tensors"])
@@ -223,8 +225,14 @@ def _prompt_flags(prompt: ForeignPrompt | None) -> dict[str, Any]:
     return known | ({size: prompt.size} if size else {})
 
 
-def _known_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a file may decide. Raises ValueError for a value that nobody could type."""
+def _known_flags(flags: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a file may decide. Raises ValueError for a value that nobody could type.
+
+    Code of the user's own makes a network only when the user names it.
+    """
+    network = str(flags.get("network"))
+    if runs_code(network) and typed.get("network") != network:
+        raise UsageError(f"the file was made with your code {network!r}: name it with --network")
     known = {n: tuple(v) if isinstance(v, list) else v for n, v in flags.items() if n in SAYS}
     check_flags(Config(), known)
     return known

@@ -47,7 +47,7 @@ def run_folder(config: Config) -> Path:
             if not path.is_file():
                 raise VPNsError(f"{path} does not exist")
             chosen[source] = sha256_file(path)  # its content counts, not its name
-    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method"))
+    name = "-".join(flags[n] for n in ("network", "dataset", "prune_method")).replace("/", "+")
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
     return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
 

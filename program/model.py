@@ -44,7 +44,7 @@ def classifier(
 def around(name: str, network: nn.Module, prompt: VisualPrompt | None) -> PromptedClassifier:
     """The classifier around a network of this name."""
     row = backbone(name)
-    return PromptedClassifier(network, prompt, row.mean, row.std)
+    return PromptedClassifier(network, prompt, row.mean, row.std, row.head)
 
 
 def fitting_masks(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.backbones import NETWORKS, Backbone, build_network
+from models.backbones import NETWORKS, build_network
 from models.foreign import read_authors, recognise
 from models.foreign_prompt import read_prompt, region_kind
+from models.rows import Backbone
 from utils.errors import UsageError, VPNsError
 from utils.tensors import read_tensors, understood
 

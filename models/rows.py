@@ -1,0 +1,67 @@
+"""What a network is to this project: a row of facts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.pretrained import misfit
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network. `build(classes)` makes it with random weights and a head of that size.
+
+    `head` is its last layer, whose outputs are classes; `other_heads` are made anew with it.
+    `weights` names its pre-trained weights; their `source` is a torchvision enum entry, a name of
+    timm's behind `timm:`, or a file in `models/weights`. Sizes are in pixels: of the images, of
+    the canvas, and the width of the prompt's frame.
+    """
+
+    build: Callable[[int], nn.Module]
+    head: str
+    weights: str
+    source: str
+    source_classes: int = 1000
+    input_size: int = 224
+    output_size: int = 224
+    pad_size: int = 16
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    other_heads: tuple[str, ...] = ()
+
+    def skeleton(self, classes: int) -> nn.Module:
+        """The network without memory, for its names and shapes.
+
+        One whose making looks at numbers, as some of timm's do, has memory.
+        """
+        with torch.random.fork_rng(devices=()):
+            try:
+                with torch.device("meta"):
+                    return self.build(classes)
+            except (NotImplementedError, RuntimeError):
+                return self.build(classes)
+
+    def outputs_of(self, state: Mapping[str, Tensor]) -> int:
+        """The outputs of the last layer in a state dict; the source's where there is none."""
+        head = state.get(f"{self.head}.weight")
+        return (head is not None and head.ndim > 1 and len(head)) or self.source_classes
+
+    def without_head(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict without the last layers, which are made anew."""
+        heads = (self.head, *self.other_heads)
+        return {key: t for key, t in state.items() if key.rpartition(".")[0] not in heads}
+
+    def skeleton_of(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The skeleton that has these tensors, whatever its number of outputs.
+
+        Raises ValueError when none has: of a head of any size nothing is built before. For within
+        `understood`.
+        """
+        network = self.skeleton(len(state[f"{self.head}.weight"]))
+        if problem := misfit(network.state_dict(), state):
+            raise ValueError(problem)
+        return network
