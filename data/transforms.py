@@ -83,8 +83,9 @@ def to_batch(
         else:
             cut_into(host, pixels, rows.tolist(), crops)
         images = host.to(device, non_blocking=True)
-    images = images.expand(-1, 3, -1, -1)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    images = images.expand(-1, 3, -1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+    # By a number CUDA would multiply with its reciprocal, and round otherwise than a CPU does.
+    return images.div_(torch.full((), 255.0, device=device))
 
 
 def _on_cpu(pixels: Tensor, rows: Tensor, crops: Crops | None, size: int) -> Tensor:

@@ -6,8 +6,9 @@ with the same bits. What differs between steps lies in tensors that are changed 
 rates, label map and tallies are constants of an epoch, hence recordings for each.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -34,13 +35,18 @@ class Recorder(Protocol):
 
 
 @contextmanager
-def replayed(half_step: HalfStep, model: nn.Module) -> Iterator[HalfStep]:
-    """The half-steps of an epoch: on an NVIDIA GPU recorded and replayed, else as they are."""
+def replayed(
+    half_step: HalfStep, model: nn.Module, with_grad: Sequence[nn.Parameter]
+) -> Iterator[HalfStep]:
+    """The half-steps of an epoch: on an NVIDIA GPU recorded and replayed, else as they are.
+
+    `with_grad` has all parameters that get gradients.
+    """
     on_gpu = next(model.parameters()).device.type == "cuda"
     if not on_gpu or model.precision.cuda_graphs == "off" or type(model.network) in _refused:
         yield half_step
         return
-    replay = Replay(half_step, model, CudaGraphs())
+    replay = Replay(half_step, model, with_grad, CudaGraphs())
     try:
         yield replay
     finally:
@@ -50,8 +56,12 @@ def replayed(half_step: HalfStep, model: nn.Module) -> Iterator[HalfStep]:
 class Replay:
     """A half-step that is recorded when it comes for the second time; called like it."""
 
-    def __init__(self, half_step: HalfStep, model: nn.Module, recorder: Recorder) -> None:
+    def __init__(
+        self, half_step: HalfStep, model: nn.Module, with_grad: Sequence[nn.Parameter],
+        recorder: Recorder,
+    ) -> None:  # fmt: skip
         self._half_step, self._model, self._recorder = half_step, model, recorder
+        self._with_grad = with_grad
         self._replays: dict[tuple[int, str, Size], Callable[[], None] | None] = {}
         self._batches: dict[Size, tuple[Tensor, Tensor]] = {}  # the memory that replays read
 
@@ -65,18 +75,24 @@ class Replay:
             with self._recorder.aside():
                 self._half_step(half, view, images, labels)
             return
-        batch = self._batches.setdefault(images.shape, (images.clone(), labels.clone()))
+        if images.shape not in self._batches:
+            self._batches[images.shape] = images.clone(), labels.clone()
+        batch, drawn = self._batches[images.shape], torch.get_rng_state()
         for static, given in zip(batch, (images, labels), strict=True):
             static.copy_(given)
         if self._model.prompt is not None:
             self._model.prompt.move()
         if self._replays[kind] is None:
-            self._replays[kind] = self._recorded(lambda: self._half_step(half, view, *batch))
+            run = partial(self._half_step, half, view, *batch)
+            self._replays[kind] = self._recorded(run, drawn)
         else:
             self._replays[kind]()
 
-    def _recorded(self, run: Callable[[], None]) -> Callable[[], None] | None:
-        """A recording of `run`, which was run once; None when it cannot be recorded."""
+    def _recorded(self, run: Callable[[], None], drawn: Tensor) -> Callable[[], None] | None:
+        """A recording of `run`, which was run once; None when it cannot be recorded.
+
+        It is run as it is then, from the random state `drawn`.
+        """
         try:
             return self._recorder.record(run)
         except RuntimeError as error:
@@ -85,6 +101,7 @@ class Replay:
             note(f"{kind.__name__} cannot be recorded as a CUDA graph ({message_of(error)[:200]}): "
                  "its steps run one kernel at a time, slower for small images")
         self.forget()
+        torch.set_rng_state(drawn)
         run()
         return None
 
@@ -92,16 +109,23 @@ class Replay:
         """Drop all recordings and their memory, gradients among it."""
         self._replays.clear()
         self._batches.clear()
-        for param in self._model.parameters():
+        for param in self._with_grad:
             param.grad = None
         self._recorder.forget()
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The stream of all recordings: torch keeps memory for each one on which matrices multiply."""
+    return torch.cuda.Stream(device)
 
 
 class CudaGraphs:
     """CUDA graphs on a stream of their own; they share memory, since one runs after the other."""
 
     def __init__(self) -> None:
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._device = torch.cuda.current_device()
+        self._stream, self._pool = _stream(self._device), torch.cuda.graph_pool_handle()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -116,11 +140,26 @@ class CudaGraphs:
         """See `Recorder`. Threads that prepare batches go on meanwhile, hence `thread_local`."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-        # A recording that fails stays on its stream, hence the outer one.
-        with torch.cuda.stream(current), torch.cuda.graph(graph, **options):
-            run()
+        generator = torch.cuda.default_generators[self._device]
+        before = generator.clone_state()
+        try:  # a recording that fails stays on its stream, hence the outer one
+            with torch.cuda.stream(current), torch.cuda.graph(graph, **options):
+                run()
+        except RuntimeError:
+            self._recover(generator, before)
+            raise
         graph.replay()
         return graph.replay
+
+    def _recover(self, generator: torch.Generator, before: torch.Generator) -> None:
+        """Torch 2.11 leaves generator and allocator recording when a recording fails; 2.14 neither.
+
+        There the first call of the allocator raises, since nothing is left open.
+        """
+        generator.graphsafe_set_state(before)
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self._device, self._pool)
+            torch._C._cuda_releasePool(self._device, self._pool)
 
     def forget(self) -> None:
         """Let the allocator have the memory; a later recording takes some of its own."""

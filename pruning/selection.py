@@ -206,6 +206,6 @@ def lift_best(values: Tensor, sizes: Sequence[int], floor: float) -> Tensor:
     if floor > 0:
         highest = values.max()
         above = (highest + highest.abs() + 1).clamp(max=torch.finfo(values.dtype).max)
-        for layer in values.split(list(sizes)):
-            layer.masked_fill_(select_top(layer, floor), above)
+        for layer in values.split(list(sizes)):  # masked_fill_ would wait for `above`
+            torch.where(select_top(layer, floor), above, layer, out=layer)
     return values

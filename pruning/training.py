@@ -127,7 +127,7 @@ def run_steps(training: Training) -> None:
     streams = {view: batches(training, view, key) for view in dict.fromkeys(stage.views)}
     length = min(len(getattr(training.data, SOURCES[view][0])) for view in streams)
     title = f"{stage.name} epoch {training.epoch + 1} of {stage.epochs}"
-    with replayed(partial(half_step, training), training.model) as update:
+    with replayed(partial(half_step, training), training.model, training.with_grad) as update:
         for step in log.steps(range(training.step, length), title):
             batch = {view: next(stream) for view, stream in streams.items()}
             for half, view in enumerate(stage.views):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from data import DataConfig, load_data
 from models.classifier import PromptedClassifier
 from pruning import METHODS
-from pruning.selection import select_top
+from pruning.selection import lift_best, select_top
 from pruning.stage import CLEAN
 from pruning.training import run_stage
 from utils.files import sha256_file
@@ -107,7 +107,7 @@ def test_a_selection_waits_for_nothing() -> None:
     values = torch.rand(3_000_000, device=GPU)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        select_top(values, 0.1)
+        select_top(lift_best(values, [1_000_000, 2_000_000], 0.05), 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -115,6 +115,10 @@ def test_a_selection_waits_for_nothing() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_ends_in_the_same_bits(method: str) -> None:
     require_equal(lambda way: searched(way, method))
+
+
+def test_a_floor_under_the_layers_ends_in_the_same_bits() -> None:
+    require_equal(lambda way: searched(way, floor=0.1))
 
 
 @pytest.mark.parametrize("kind", ["fix", "random"])
@@ -167,10 +171,10 @@ def test_a_network_that_waits_for_the_host_is_trained_all_the_same(
         pass
 
     model, expected = model_on_gpu(), model_on_gpu()
-    model.network = Asking(Waiting(), *model.network)
+    model.network = Asking(Waiting(), nn.Dropout(0.0), *model.network)
     search_stage(model, uneven(), epochs=2)
     search_stage(expected, uneven(), epochs=2)
-    assert same(model.network[1].state_dict(), expected.network[0].state_dict())
+    assert same(model.network[2].state_dict(), expected.network[0].state_dict())
     assert capsys.readouterr().out.count("note: Asking cannot be recorded") == 1
 
 
@@ -206,7 +210,7 @@ def trajectory(golden: Golden) -> Trajectory:
         return Trajectory(golden, losses, "cuda")
 
 
-def _as_it_is(half_step: Any, model: nn.Module) -> Any:
+def _as_it_is(half_step: Any, *_: Any) -> Any:
     from contextlib import nullcontext
 
     return nullcontext(half_step)

@@ -84,8 +84,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 @contextmanager
 def replaying(recorder: Any) -> Iterator[None]:
     @contextmanager
-    def replayed(half_step: Any, model: Any) -> Iterator[Replay]:
-        replay = Replay(half_step, model, recorder)
+    def replayed(half_step: Any, model: Any, with_grad: Any) -> Iterator[Replay]:
+        replay = Replay(half_step, model, with_grad, recorder)
         yield replay
         replay.forget()
 
@@ -206,7 +206,7 @@ def test_an_epoch_records_each_half_once_and_runs_its_ends_as_they_are(stand_in:
 def test_memory_is_given_back_before_an_odd_batch_takes_its_own(stand_in: StandIn) -> None:
     model, order = tiny_model(), []
     stand_in.forget = lambda: order.append("forget")
-    update = Replay(lambda *_: order.append("run"), model, stand_in)
+    update = Replay(lambda *_: order.append("run"), model, (), stand_in)
     batch, odd = (torch.rand(4, 3, 8, 8), torch.zeros(4)), (torch.rand(2, 3, 8, 8), torch.zeros(2))
     for images, labels in (batch, batch, odd):
         update(0, CLEAN, images, labels)
@@ -231,8 +231,27 @@ def test_a_network_that_cannot_be_recorded_is_run_as_it_is_with_one_note(
     assert line.startswith("note: Sequential cannot be recorded as a CUDA graph (operation not")
 
 
+@pytest.mark.parametrize("way", [None, "fp16"])
+@pytest.mark.parametrize("kind", ["pad", "random"])
+def test_a_refusal_leaves_no_trace_in_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, kind: str, way: str | None
+) -> None:
+    monkeypatch.setattr(replay, "_refused", set())
+
+    def run() -> PromptedClassifier:
+        model = tiny_model(kind=kind)
+        if way:
+            model.use(WAYS[way])
+        search(views=BOTH, model=model)
+        return model
+
+    plain = run()
+    with replaying(Refusing()):
+        assert same(plain.state_dict(), run().state_dict())
+
+
 def test_on_a_cpu_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "CudaGraphs", None)
     step = object()
-    with replay.replayed(step, tiny_model()) as update:
+    with replay.replayed(step, tiny_model(), ()) as update:
         assert update is step

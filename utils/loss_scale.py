@@ -31,6 +31,8 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, unscaled, so that hooks see the true ones."""
+        if self._scaler.is_enabled():  # what a recording that failed half-way has left
+            self._scaler._per_optimizer_states.clear()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._steps)
 

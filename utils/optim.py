@@ -58,6 +58,7 @@ class Optim:
         options["fused"] = kind in ("cpu", "cuda")
         if self.own.optimizer == "adam":
             optimizer = torch.optim.Adam(params, capturable=kind == "cuda", **options)
+            optimizer._warned_capturable_if_run_uncaptured = True  # an epoch's first step is, too
         else:
             optimizer = torch.optim.SGD(params, momentum=momentum, **options)
             # Zeros at once. torch's fused kernel writes them in the first step: if that one is

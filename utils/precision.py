@@ -69,6 +69,8 @@ class Precision:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(wanted, warn_only=True)
         torch.backends.cudnn.deterministic = wanted
+        for kind in ("flash", "mem_efficient", "cudnn"):  # their gradients differ from run to run
+            getattr(torch.backends.cuda, f"enable_{kind}_sdp")(not wanted)
         # Nothing here reads memory before it is written: filling it first would only cost time.
         torch.utils.deterministic.fill_uninitialized_memory = not wanted
 
