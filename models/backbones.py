@@ -64,7 +64,7 @@ NETWORKS: dict[str, Backbone] = {
         for depth in (5, 7, 9)
     },
 }
-ALIASES = {"vgg": "vgg16"}
+ALIASES = {"vgg": "vgg16", "efficientnet_lite0": "timm:tf_efficientnet_lite0"}
 
 
 def network_name(text: str) -> str:
@@ -98,7 +98,8 @@ def backbone(name: str) -> Backbone:
 
     Raises UsageError for any other name, and for a library that is missing.
     """
-    row = NETWORKS.get(ALIASES.get(name, name))
+    name = ALIASES.get(name, name)
+    row = NETWORKS.get(name)
     if row is None and ":" not in name:
         raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}, "
                          "timm:NAME, torchvision:NAME, module:function")

