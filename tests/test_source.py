@@ -107,7 +107,7 @@ def test_the_one_unpickler_looks_names_up_in_a_table_and_imports_none() -> None:
     inert = (type, type(lambda: None), torch_pickle.Kind)
     assert all(isinstance(meaning, inert) for meaning in torch_pickle.NAMES.values())
     assert {m for m in torch_pickle.NAMES.values() if isinstance(m, type)} == {
-        torch_pickle.Plain, set, tuple,
+        torch_pickle.Plain, torch_pickle.Defaults, torch_pickle.Nothing, set, tuple,
     }  # fmt: skip
 
 
