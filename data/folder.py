@@ -1,12 +1,14 @@
 """Trees of class folders: train/<class>/... and test/ or val/, and Tiny-ImageNet's own."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
-from torchvision.datasets.folder import is_image_file, make_dataset
+from torchvision.datasets.folder import make_dataset
 
 from data.images import Part, Splits, file_part
-from utils.errors import DataError
+from data.layouts import Layout, find_layout, folders_in, is_image
+from utils.errors import DataError, note
 from utils.files import read_small
 
 LIST = 2**24  # bytes of a list of images
@@ -18,19 +20,56 @@ def open_folders(root: Path, test: tuple[str, ...] = ("test", "val")) -> Splits:
 
     Raises DataError when the folders do not agree, as in Tiny-ImageNet, which it recognises.
     """
-    classes = _class_folders(root / "train")
     other = next((name for name in test if (root / name).is_dir()), test[0])
-    flat = (root / other / "images").is_dir() and "images" not in classes
+    return _open_both(root, root / "train", root / other)
+
+
+def open_own_folders(root: Path, test_fraction: float) -> Splits:
+    """A user's own images as they lie in `root`; a note says what is taken for what.
+
+    Without a test folder, `test_fraction` of the images is the test part, the same ones always.
+    """
+    layout = find_layout(root) or Layout(root / "train", root / "test")
+    if layout.test is None:
+        classes, left = _class_folders(layout.train), Counter()
+        whole = _scan(layout.train, classes, left_out=left)
+        _tell_left_out(layout.train, left)
+        count = max(1, round(test_fraction * len(whole.labels)))
+        note(f"{layout.train} has no test folder beside it: {count:,} of its {len(whole.labels):,} "
+             "images are the test part, a fixed choice with the classes in proportion "
+             "(--test_fraction)")
+        test, train = whole.split(count, "test_fraction")
+        return Splits(train, test)
+    if layout.unused:
+        note(f"{layout.unused} is not used: {layout.test} is the test part, and --val_fraction "
+             "holds validation images out of the training part")
+    return _open_both(root, layout.train, layout.test)
+
+
+def _open_both(root: Path, train: Path, test: Path) -> Splits:
+    """Both parts, one folder a class. Raises DataError for raw Tiny-ImageNet, which is flat."""
+    classes, left = _class_folders(train), Counter()
+    flat = (test / "images").is_dir() and "images" not in classes
     if flat and (root / "val" / ANNOTATIONS).is_file():
         raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
                         "--dataset tiny_imagenet")
-    return Splits(_scan(root / "train", classes), _scan(root / other, classes))
+    splits = Splits(*(_scan(folder, classes, left_out=left) for folder in (train, test)))
+    _tell_left_out(root, left)
+    return splits
+
+
+def _tell_left_out(root: Path, left: Counter) -> None:
+    """Say what lies among the images and is none that is read."""
+    if left:
+        kinds = ", ".join(f"{count:,} {end}" for end, count in left.most_common(5))
+        heic = "; .heic needs a plug-in: convert them" if {".heic", ".heif"} & left.keys() else ""
+        note(f"files in {root} that are left out: {kinds}{heic}")
 
 
 def _class_folders(folder: Path) -> list[str]:
     """The names of the class folders in `folder`, sorted. Raises DataError when there are none."""
     try:
-        names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+        names = folders_in(folder)
     except OSError as error:
         raise DataError(f"cannot read {folder} ({error.strerror})") from error
     if not names:
@@ -38,22 +77,29 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _scan(folder: Path, classes: list[str], ignore: tuple[str, ...] = ()) -> Part:
+def _scan(
+    folder: Path, classes: list[str], ignore: tuple[str, ...] = (), left_out: Counter | None = None
+) -> Part:
     """The images below `folder`, one folder a class; a class's number is its place in `classes`.
 
-    A class without a folder keeps its number; a folder that is no class raises DataError.
+    A class without a folder keeps its number; a folder that is no class raises DataError. Other
+    files are counted in `left_out` by the end of their name.
     """
+    left = Counter() if left_out is None else left_out
+
+    def counted(path: str) -> bool:
+        if is_image(path):
+            return True
+        left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+        return False
+
     present = set(_class_folders(folder)) - set(ignore)
     if unknown := sorted(present - set(classes)):
         raise DataError(f"{folder} has class folders that the training set has not "
                         f"({', '.join(unknown[:3])}): make their names agree")
     numbers = {name: number for number, name in enumerate(classes) if name in present}
-    samples = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
+    samples = make_dataset(folder, numbers, is_valid_file=counted, allow_empty=True)
     return file_part(folder, samples, classes)
-
-
-def _is_image(path: str) -> bool:
-    return is_image_file(path) and not os.path.basename(path).startswith(".")
 
 
 def open_tiny_imagenet(root: Path) -> Splits:
@@ -95,7 +141,7 @@ def _annotated(images: Path, annotations: Path, classes: list[str]) -> Part:
     if absent := listed - present:
         raise DataError(f"{images} lacks {len(absent)} images of {annotations} ({min(absent)}): "
                         "extract the archive again")
-    if unlisted := set(filter(_is_image, present - listed)):
+    if unlisted := set(filter(is_image, present - listed)):
         raise DataError(f"{annotations} does not name {len(unlisted)} images of {images} "
                         f"({min(unlisted)}): extract the archive again")
     return file_part(images, [(images / row[0], number[row[1]]) for row in rows], classes)

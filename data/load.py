@@ -10,7 +10,7 @@ import torch
 from data.cache import Resized, room
 from data.faults import readable
 from data.images import Part, Splits
-from data.opening import PARTS, open_splits, require_images
+from data.opening import PARTS, TEST_FRACTION, open_splits, require_images
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look, View
@@ -41,6 +41,9 @@ class DataConfig:
     train_images: int = flag(
         0, "train on so many images, a fixed choice with the classes in proportion; 0 is all",
         parse=number(int, 0))
+    test_fraction: float = flag(
+        TEST_FRACTION, "share of your own images that is the test part where they have none",
+        parse=number(float, 0.001, 0.9))
     download: bool = flag(True, "fetch a missing dataset where torchvision can", identity=False)
     bad_images: str = flag(
         "stop", "image files that cannot be read: stop the run, or skip leaves them out, the "
@@ -93,7 +96,8 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     DataError when the data are missing, damaged or inconsistent, UsageError when more training
     images are asked for than there are.
     """
-    splits, left_out = open_splits(config.dataset, config.data, config.download), []
+    found = open_splits(config.dataset, config.data, config.download, config.test_fraction)
+    splits, left_out = found, []
     if config.bad_images == "skip":
         splits, faults = readable(splits, config.workers)
         require_images(splits, f"{config.dataset}, without what cannot be read,")
@@ -125,10 +129,15 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
 def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
     for name, part in zip(PARTS, splits, strict=True):
         counts = part.labels.bincount(minlength=len(part.classes)).tolist()
-        classes = zip(map(printable, part.classes), counts, strict=True)
+        classes = list(zip(map(printable, part.classes), counts, strict=True))
         if empty := [label for label, count in classes if not count]:
             share = f"{len(empty):,} of {len(counts):,}"
             yield f"classes without {name} images: {share} ({_first(empty)})"
+        lonely = [label for label, count in classes if count == 1 < max(counts)]
+        if name == PARTS[0] and lonely:
+            yield f"classes with one {name} image: {len(lonely):,} ({_first(lonely)})"
+    if len(splits.train.classes) == 1:
+        yield f"there is one class only, {printable(splits.train.classes[0])}"
     if left_out:
         yield f"images that cannot be read and are left out: {shortened(left_out)}"
 

@@ -13,11 +13,13 @@ from pickle import UnpicklingError
 
 from data.archives import guarded
 from data.images import Splits
+from data.layouts import find_layout
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
 from utils.downloads import fetched
 from utils.errors import DataError, message_of
 
+TEST_FRACTION = 0.2
 PARTS = ("training", "test")  # as messages call them
 DEFAULT_FOLDERS = ("dataset", "datasets")
 TIMEOUT = 60.0  # seconds without a byte before a download gives up
@@ -27,15 +29,18 @@ FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPExc
                 zipfile.BadZipFile)  # fmt: skip
 
 
-def open_splits(name: str, folder: str | None, download: bool) -> Splits:
+def open_splits(
+    name: str, folder: str | None, download: bool, test_fraction: float = TEST_FRACTION
+) -> Splits:
     """The whole training and test part of a dataset, checked: none empty, every label a class.
 
-    `folder` is where to look, None for the default places. Raises DataError.
+    `folder` is where to look, None for the default places; `test_fraction` is for a user's own
+    images without a test part. Raises DataError.
     """
     spec = SPECS[name]
     root = locate(name, folder, download)
     try:
-        splits = spec.open(root)
+        splits = spec.open(root) if spec.classes else spec.open(root, test_fraction)
     except DAMAGED as error:
         raise DataError(f"{name} in {root.absolute()} is damaged ({_reason(error)}): remove it "
                         f"there and get it again from {spec.source}") from error
@@ -61,7 +66,8 @@ def locate(name: str, data: str | None, download: bool) -> Path:
     folders = DEFAULT_FOLDERS if data is None else (os.path.expanduser(data),)
     places = [place for folder in map(Path, folders) for place in (folder / name, folder)]
     for place in places:
-        if not _missing(spec, place):
+        own = data is not None and spec.classes is None and find_layout(place)
+        if own or not _missing(spec, place):
             return place
     target = next((p for p in places[::2] if p.parent.is_dir()), places[0])
     partly = next((p for p in places if len(_missing(spec, p)) < len(spec.markers)), None)

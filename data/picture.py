@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils.errors import DataError
@@ -20,9 +20,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Looku
               NotImplementedError, TypeError, struct.error, zlib.error,
               Image.DecompressionBombError)  # fmt: skip
 # What a file may be, whatever its name ends in: others of PIL start programs, as PostScript does.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 8,192 x 8,192; decoding takes some 15 bytes for each
 LONGEST = 2**15  # pixels of a side; to shrink one takes memory in proportion to it
+ORIENTATION = 274  # tag of EXIF: how the camera was held
 TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 ADVICE = "get it again, or leave such images out with --bad_images skip (--check_data lists them)"
 MODES = {
@@ -87,6 +88,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
             raise ValueError("more than 16 bits a pixel")
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    elif image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 

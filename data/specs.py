@@ -9,7 +9,7 @@ from torchvision import datasets
 
 from data import arrays, lists
 from data.arrays import DIGITS, FIRST_FILE
-from data.folder import open_folders, open_tiny_imagenet
+from data.folder import open_folders, open_own_folders, open_tiny_imagenet
 from data.images import Splits
 
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -21,14 +21,14 @@ class Spec:
     """How to find, open and get one dataset.
 
     classes     None: read from the folders
-    open        root folder -> splits
+    open        root folder -> splits; of a user's own images also the share of the test part
     markers     what must be in the root folder; `a|b` is either, no marker is a built-in dataset
     source      where to get it, and `size` how big the download is
     fetch       downloads it into a folder through torchvision; None where torchvision cannot
     """
 
     classes: int | None
-    open: Callable[[Path], Splits]
+    open: Callable[..., Splits]
     markers: tuple[str, ...] = ()
     source: str = ""
     size: str = ""
@@ -118,6 +118,6 @@ SPECS: dict[str, Spec] = {
         _download(datasets.FashionMNIST)),
     "digits": Spec(10, arrays.open_digits, batch_size=32),
     "imagefolder": Spec(
-        None, open_folders, ("train", "test|val"),
+        None, open_own_folders, ("train", "test|val"),
         "your own images, one folder a class", "any"),
 }  # fmt: skip

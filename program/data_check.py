@@ -34,7 +34,7 @@ def check_data(config: Config) -> None:
     Fetches nothing. Raises DataError for data that cannot be trained on.
     """
     data = config.data
-    splits = open_splits(data.dataset, data.data, download=False)
+    splits = open_splits(data.dataset, data.data, False, data.test_fraction)
     root = locate(data.dataset, data.data, download=False)
     good, faults = readable(splits, data.workers)
     reports = map(split_report, splits, faults)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 from test_data_specs import load, picture, seen, text
 
 from utils.errors import DataError
@@ -124,10 +125,101 @@ def test_test_images_without_class_folders_are_refused(tmp_path):
         load("imagefolder", tmp_path)
 
 
-def test_missing_test_part_is_refused(tmp_path):
-    tree(tmp_path, "train/a/0")
-    with pytest.raises(DataError, match="incomplete: no test or val"):
-        load("imagefolder", tmp_path)
+SPLIT = ("a/0", "a/1", "b/2", "b/3")
+
+
+@pytest.mark.parametrize(
+    "test", ["test", "testing", "Test", "TEST", "val", "valid", "validation", "dev", "eval", "Val"]
+)
+@pytest.mark.parametrize("train", ["train", "Train", "training"])
+def test_parts_are_known_by_the_names_that_people_give_them(tmp_path, train, test):
+    tree(tmp_path, *(f"{train}/{name}" for name in SPLIT), f"{test}/b/4")
+    data = load("imagefolder", tmp_path)
+    assert len(data.clean.labels) == 4 and seen(data.test) == [(40, 1)]
+
+
+LAYOUTS = {
+    "wrapped": ("my/data/", "my/data/"), "unzipped twice": ("train/", "test/"),
+    "one more folder": ("dataset/", "dataset/"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_folders_around_the_parts_are_looked_through(tmp_path, case):
+    first, second = LAYOUTS[case]
+    names = [f"{first}train/{name}" for name in SPLIT] + [f"{second}test/b/4"]
+    data = load("imagefolder", tree(tmp_path, *names))
+    assert data.classes == ("a", "b") and seen(data.test) == [(40, 1)]
+
+
+@pytest.mark.parametrize("base", ["", "train/", "wrapped/", "pictures/flowers/"])
+def test_without_a_test_part_a_fixed_share_is_taken_for_it(tmp_path, capsys, base):
+    tree(tmp_path, *(f"{base}{name}/{i}" for name in "ab" for i in range(10)))
+    data = load("imagefolder", tmp_path)
+    assert len(data.clean.labels) == 16 and data.test.labels.bincount().tolist() == [2, 2]
+    assert "4 of its 20 images are the test part" in capsys.readouterr().out
+    again = load("imagefolder", tmp_path)
+    assert seen(again.test) == seen(data.test)
+    assert len(load("imagefolder", tmp_path, test_fraction=0.5).test.labels) == 10
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", ".ipynb_checkpoints", "@eaDir", ".hidden"])
+@pytest.mark.parametrize("place", ["", "train/", "test/"])
+def test_folders_of_systems_are_no_classes(tmp_path, junk, place):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4", f"{place}{junk}/5")
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("a", "b") and len(data.clean.labels) == 4
+
+
+def test_a_validation_part_beside_a_test_part_is_said_to_be_unused(tmp_path, capsys):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4", "valid/a/5")
+    assert seen(load("imagefolder", tmp_path).test) == [(40, 1)]
+    assert f"{tmp_path / 'valid'} is not used" in capsys.readouterr().out
+
+
+ENDINGS = {"jfif": "JPEG", "jpe": "JPEG", "gif": "GIF", "jp2": "JPEG2000", "tga": "TGA",
+           "dib": "DIB", "apng": "PNG", "JPG": "JPEG"}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_raster_format_is_read(tmp_path, ending):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4")
+    Image.new("RGB", (8, 8), (90,) * 3).save(tmp_path / f"test/a.{ending}", ENDINGS[ending])
+    (tmp_path / "test/a").mkdir()
+    (tmp_path / f"test/a.{ending}").rename(tmp_path / f"test/a/0.{ending}")
+    assert (90, 0) in seen(load("imagefolder", tmp_path).test)
+
+
+def test_what_is_left_out_is_said_when_training_begins(tmp_path, capsys):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4")
+    for name in ("x.heic", "y.HEIC", "notes.txt"):
+        (tmp_path / "train/a" / name).write_bytes(b"x")
+    load("imagefolder", tmp_path)
+    said = capsys.readouterr().out
+    assert "are left out: 2 .heic, 1 .txt; .heic needs a plug-in" in said
+
+
+def test_a_picture_is_turned_as_the_camera_was_held(tmp_path):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4")
+    image = Image.new("RGB", (8, 8))
+    image.paste((255,) * 3, (0, 0, 8, 4))  # white above
+    exif = Image.Exif()
+    exif[274] = 3  # held upside down
+    (tmp_path / "test/a").mkdir()
+    image.save(tmp_path / "test/a/0.jpg", exif=exif, quality=95)
+    (x, y) = next(load("imagefolder", tmp_path).test.batches())
+    shown = x[int((y == 0).nonzero())]
+    assert shown[:, :3].mean() < 0.1 and shown[:, 5:].mean() > 0.9
+
+
+def test_one_class_and_classes_of_one_image_are_noted(tmp_path):
+    tree(tmp_path, "one/train/a/0", "one/train/a/1", "one/test/a/2")
+    assert load("imagefolder", tmp_path / "one").notes == ("there is one class only, a",)
+    tree(
+        tmp_path, "few/train/a/0", "few/train/a/1", "few/train/b/2", "few/test/a/3", "few/test/b/4"
+    )
+    notes = load("imagefolder", tmp_path / "few").notes
+    assert notes == ("classes with one training image: 1 (b)",)
 
 
 def test_empty_test_part_is_refused(tmp_path):
@@ -182,8 +274,12 @@ def test_tiny_imagenet_raw_with_the_folders_of_test_and_boxes_beside_it(tmp_path
     tree(base, "test/images/test_0")
     text(base / "train" / "n01" / "n01_boxes.txt", "n01_0.png\t0\t0\t9\t9")
     text(base / "words.txt", "n01\tgoldfish", "n02\tshark")
-    text(base / "val" / "val_annotations.txt", "val_2.png\tn01\t0\t0\t9\t9",
-         "val_0.png\tn02\t0\t0\t9\t9", "val_1.png\tn01\t0\t0\t9\t9")
+    text(
+        base / "val" / "val_annotations.txt",
+        "val_2.png\tn01\t0\t0\t9\t9",
+        "val_0.png\tn02\t0\t0\t9\t9",
+        "val_1.png\tn01\t0\t0\t9\t9",
+    )
     data = load("tiny_imagenet", tmp_path)
     assert data.clean.images == 2
     assert seen(data.test) == [(20, 1), (30, 0), (40, 0)]
@@ -191,8 +287,7 @@ def test_tiny_imagenet_raw_with_the_folders_of_test_and_boxes_beside_it(tmp_path
 
 def test_tiny_imagenet_half_sorted_is_refused(tmp_path):
     base = tiny(tmp_path, ["images/n01/v0", "images/v1"])
-    text(base / "val" / "val_annotations.txt", "v0.png\tn01\t0\t0\t9\t9",
-         "v1.png\tn02\t0\t0\t9\t9")
+    text(base / "val" / "val_annotations.txt", "v0.png\tn01\t0\t0\t9\t9", "v1.png\tn02\t0\t0\t9\t9")
     with pytest.raises(DataError, match="lacks 1 images .*v0.png"):
         load("tiny_imagenet", tmp_path)
 

@@ -831,7 +831,6 @@ PICTURES = {
     "a tile of 2^30 pixels": (lambda: tiled(2**15), "32,768 x 32,768 pixels"),
     "PostScript": (lambda: encoded("EPS"), "no image"),
     "PCX": (lambda: encoded("PCX"), "no image"),
-    "TGA": (lambda: encoded("TGA"), "no image"),
     "67 million pixels": (lambda: encoded("PNG", (8200, 8200), "1"), "8,200 x 8,200 pixels"),
 }
 

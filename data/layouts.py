@@ -1,0 +1,72 @@
+"""A user's own images as people lay them out: which folder is what."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+# Every raster format that Pillow reads by itself, beside those that torchvision looks for.
+ENDINGS = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".dib", ".apng")
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+}
+JUNK = ("__macosx", "@eadir", "__pycache__", "lost+found")  # which systems leave in folders
+DEEPEST = 3  # wrapping folders
+
+
+class Layout(NamedTuple):
+    """Where class folders lie; no `test` means that a part of `train` is taken for it.
+
+    `unused` is a validation part beside a test part.
+    """
+
+    train: Path
+    test: Path | None = None
+    unused: Path | None = None
+
+
+def is_image(path: str) -> bool:
+    """Whether a name ends like a picture's; `._x.jpg`, which macOS makes, is none."""
+    return path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith(".")
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones and systems' own."""
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(name for name in names if name[0] != "." and name.lower() not in JUNK)
+
+
+def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
+    """The splits in a folder, in any case and by any of SPLITS, or in a folder that wraps them.
+
+    Class folders without splits are a layout too; None for anything else.
+    """
+    if not root.is_dir():
+        return None
+    names = {name.lower(): root / name for name in reversed(folders_in(root))}
+    parts = {
+        kind: next((_unwrapped(names[one]) for one in words if one in names), None)
+        for kind, words in SPLITS.items()
+    }
+    if parts["train"]:
+        test, val = parts["test"], parts["val"]
+        return Layout(parts["train"], test or val, val if test else None)
+    if any(map(_holds_images, names.values())):
+        return Layout(root)
+    (inside, *others) = names.values() or (None,)
+    return find_layout(inside, depth - 1) if inside and not others and depth else None
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder with the class folders: `test/test/<class>` is what zips unpack to."""
+    names = folders_in(folder)
+    inside = folder / names[0] if len(names) == 1 else None
+    wraps = inside and not _holds_images(folder) and not _holds_images(inside)
+    return inside if wraps and folders_in(inside) else folder
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image(entry.name) for entry in os.scandir(folder))
