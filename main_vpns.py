@@ -28,7 +28,7 @@ from program.failures import one_line
 from program.folder import announce, check_resumed, named_folder, run_folder, shared
 from program.given import check_given, given_masks, own_density
 from program.model import LabelMapping, build_model
-from program.plan import check_fit, check_floor, plan
+from program.plan import check_fit, check_floor, few_steps, plan
 from program.record import check_row, exported, percent, read_level, read_search, record, save_level
 from program.settings import Config, read_config
 from pruning import METHODS, Search
@@ -87,7 +87,7 @@ def read_data(config: Config, run: Run, device: torch.device) -> Data:
     run.surroundings.require_data(data.fingerprint)
     check_floor(config, data)
     check_fit(config, data)
-    for line in data.notes:
+    for line in (*data.notes, *few_steps(data)):
         run.say(f"note: {line}")
     return data
 

@@ -14,7 +14,7 @@ from models.containers import find_state, require_finite
 from models.families import FAMILIES, family_row
 from models.pretrained import hub_state, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
-from models.rows import Backbone
+from models.rows import Backbone, colours
 from utils.config import flag, not_one_of, word
 from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
@@ -75,6 +75,12 @@ def network_name(text: str) -> str:
     return text
 
 
+def colours_named(text: str) -> str:
+    """A parser for `--normalisation`."""
+    colours(text)
+    return text
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The flags of the network; an alias becomes the network's name."""
@@ -86,6 +92,9 @@ class NetworkConfig:
         None, "pre-trained weights: imagenet, fashion_mnist, none, or a file that somebody's "
         "training has saved (default: the network's: imagenet; resnet20: fashion_mnist)",
         parse=word)
+    normalisation: str | None = flag(
+        None, "what the weights were trained with: imagenet, cifar10, half (0.5), or M,M,M/S,S,S "
+        "(default: the network's)", parse=colours_named)
     weights_key: str | None = flag(
         None, "where in that file its state dict lies, as model_ema, if several fit", parse=word)
 

@@ -9,6 +9,26 @@ from torch import Tensor, nn
 from models.pretrained import misfit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
+COLOURS: dict[str, Colours] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+}
+
+
+def colours(text: str) -> Colours:
+    """Mean and standard deviation by a name in COLOURS or as `M,M,M/S,S,S`, else ValueError."""
+    if text in COLOURS:
+        return COLOURS[text]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+    except ValueError:
+        mean = std = ()
+    if not (len(mean) == len(std) == 3 and all(0 <= m <= 1 for m in mean) and min(std) > 0):
+        raise ValueError(f"{text!r} is none of {', '.join(COLOURS)} and no M,M,M/S,S,S, means from "
+                         "0 to 1 and standard deviations above 0")
+    return mean, std
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from utils.tensors import is_safetensors, read_tensors, understood
 # What a file may say of itself: how its network is built and shown images. Where data lie, what is
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
 SAYS = frozenset((
-    "network", "dataset", "weights", "seed", "label_mapping_mode", "min_layer_density",
-    "prompt_method", "prune_mode", "prune_method", "input_size", "output_size", "pad_size",
-    "mask_size", "amp", "channels_last", "tf32", "full_float32",
+    "network", "normalisation", "dataset", "weights", "seed", "label_mapping_mode",
+    "min_layer_density", "prompt_method", "prune_mode", "prune_method", "input_size",
+    "output_size", "pad_size", "mask_size", "amp", "channels_last", "tf32", "full_float32",
 ))  # fmt: skip
 
 BEST = ("best_prec1", "best_acc1", "best_acc", "best_top1")  # of scripts that many have used
@@ -107,7 +107,7 @@ def _read_model(
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
-    model = classifier(meta["network"], "none", head, prompt)
+    model = classifier(config.network, "none", head, prompt)
     restore(model, tensors, meta)
     claimed = result.get("clean")
     if claimed is not None:
@@ -131,7 +131,7 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     head = _state_head(config, values, scores)
     # A stage that shows no prompt has none in its states, and is measured without.
     prompt = config.build_prompt() if "prompt.program" in values else None
-    model = classifier(config.network.network, source, head, prompt, config.run.seed)
+    model = classifier(config.network, source, head, prompt, config.run.seed)
     weights = prunable(model.network)
     # A search trains scores over the source weights; every other stage has weights of its own.
     given = weights if theta is not None else dict(model.network.named_parameters())
@@ -187,7 +187,7 @@ def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) ->
     flags = {"network": foreign.network}
     config = completed(flags | _prompt_flags(foreign.prompt))
     prompt = build_prompt(config.prompt.prompt_method, config.sizes)
-    model = classifier(foreign.network, "none", None, prompt)
+    model = classifier(config.network, "none", None, prompt)
     model.network.load_state_dict(foreign.state_dict)
     if model.prompt is not None:
         with torch.no_grad():
@@ -204,7 +204,7 @@ def _read_plain(path: Path, file: Mapping[str, Any], flags: Mapping[str, Any]) -
             raise UsageError(f"{path} does not say its {name}: name it with --{name}")
     name = flags["network"]
     state = own_state(path, file, backbone(name), flags.get("weights_key"))
-    model = around(name, network_of(name, state, str(path)), None)
+    model = around(name, network_of(name, state, str(path)), None, flags.get("normalisation"))
     masks = {name: weight != 0 for name, weight in prunable(model.network).items()}
     known = {"network": name, "prompt_method": "none", "label_mapping_mode": "none"}
     return Checkpoint(model, masks, known, _best_of(file), ours=False)

@@ -59,6 +59,16 @@ def _read(path: Path, network: str, density: float | None) -> MaskFile:
     return read_mask_file(path, backbone(network), prunable, density)
 
 
+def given_outputs(config: Config) -> int | None:
+    """The outputs of the network in the file of --init_from; None without one."""
+    method, network = config.method, config.network.network
+    if method.init_from is None:
+        return None
+    only = config.levels[0] if len(config.levels) == 1 else None
+    file = _read(Path(method.init_from or method.init_mask), network, only)
+    return backbone(network).outputs_of(file.state)
+
+
 def own_density(config: Config, typed: set[str]) -> Config:
     """The config with the density of a file's mask as its only one, unless others were typed."""
     source = config.method.init_mask or config.method.init_from

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from data import Data
-from models import PromptedClassifier, build_network
+from models import NetworkConfig, PromptedClassifier, build_network
 from models.artifact import masks_of
 from models.backbones import backbone
 from models.label_map import count_predictions, frequency_mapping, random_mapping
+from models.rows import colours
+from program.given import given_outputs
 from program.settings import Config, check_classes
 from prompts import VisualPrompt
 from pruning.masks import prunable, require_fit
@@ -26,25 +28,31 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
     name, mapping = config.network.network, config.method.label_mapping_mode
     own_head = classes if mapping == "none" else None
     prompt = config.build_prompt()
-    own = config.network
-    network = build_network(name, own.weights, own_head, config.run.seed, own.weights_key)
-    model = around(name, network, prompt).to(device)
+    own, given = config.network, given_outputs(config)
+    # All weights come from the file of --init_from; those of the network's need not be fetched.
+    weights = "none" if given and own.weights == backbone(name).weights else own.weights
+    network = build_network(name, weights, own_head or given, config.run.seed, own.weights_key)
+    model = around(name, network, prompt, own.normalisation).to(device)
     check_classes(model.sources, classes, mapping)
     model.use(config.precision)
     return model
 
 
 def classifier(
-    name: str, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
+    own: NetworkConfig, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
 ) -> PromptedClassifier:
     """A network with `weights` behind a prompt; `head` as in `build_network`."""
-    return around(name, build_network(name, weights, head, seed), prompt)
+    network = build_network(own.network, weights, head, seed)
+    return around(own.network, network, prompt, own.normalisation)
 
 
-def around(name: str, network: nn.Module, prompt: VisualPrompt | None) -> PromptedClassifier:
-    """The classifier around a network of this name."""
+def around(
+    name: str, network: nn.Module, prompt: VisualPrompt | None, normalisation: str | None
+) -> PromptedClassifier:
+    """The classifier around a network of this name, its inputs normalised as it was trained."""
     row = backbone(name)
-    return PromptedClassifier(network, prompt, row.mean, row.std, row.head)
+    mean, std = (row.mean, row.std) if normalisation is None else colours(normalisation)
+    return PromptedClassifier(network, prompt, mean, std, row.head)
 
 
 def fitting_masks(

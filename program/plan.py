@@ -8,12 +8,15 @@ import torch
 from data import SPECS, Data
 from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
+from program.given import given_outputs
 from program.settings import Config, preset_values
 from pruning import METHODS
 from pruning.masks import prunable
 from pruning.selection import require_room
 from utils.config import flatten
 from utils.counts import count_at
+
+FEW_STEPS = 10
 
 
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
@@ -68,6 +71,13 @@ def size_notes(config: Config) -> list[str]:
     return lines
 
 
+def few_steps(data: Data) -> list[str]:
+    """A line when an epoch has fewer than ten steps, from which little is learned."""
+    steps = len(data.clean)
+    line = f"an epoch has {steps} step{'s' * (steps > 1)}: a smaller --batch_size makes more"
+    return [line] * (steps < FEW_STEPS)
+
+
 def check_floor(config: Config, data: Data | None = None) -> None:
     """Raises UsageError when a density leaves too few weights for --min_layer_density."""
     floor = config.method.min_layer_density
@@ -103,5 +113,7 @@ def _network(config: Config, data: Data | None) -> Build:
     classes = classes if data is None else len(data.classes)
     if config.method.label_mapping_mode == "none" and classes:
         return partial(row.build, classes)
+    if given := given_outputs(config):
+        return partial(row.build, given)
     own = config.network
     return partial(row.build, source_classes(own.network, own.weights, own.weights_key))

@@ -20,7 +20,7 @@ FROZEN = {
     "dataset", "data", "input_size", "batch_size", "workers", "val_fraction", "train_images",
     "download", "cache_gb", "bad_images", "check_data",
     "amp", "channels_last", "compile", "tf32", "full_float32", "deterministic",
-    "cuda_graphs", "weights_key", "test_fraction",
+    "cuda_graphs", "weights_key", "test_fraction", "normalisation",
     "prompt_method", "output_size", "pad_size", "mask_size",
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",
     "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step", "min_layer_density",
@@ -200,6 +200,7 @@ OTHER = {
     "post_prompt": "finetuned", "val_fraction": "0.1", "density": "0.5", "evaluate": "x.pth",
     "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
     "amp": "bf16", "deterministic": "off", "cuda_graphs": "off", "test_fraction": "0.3",
+    "normalisation": "half",
 }  # fmt: skip
 
 

@@ -218,3 +218,15 @@ def test_pruned_weights_are_plus_zero_in_every_saved_form(tmp_path, optimizer):
         weights += [state[f"network.{name}"] for state in states]
         pruned = torch.stack(weights)[:, ~mask]
         assert not pruned.any() and not pruned.signbit().any(), name
+
+
+def test_a_file_to_start_from_brings_its_own_head_and_no_weights_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    other, layers = pruned(build_network("resnet18", "none", 12))
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    words = ["--network", "resnet18", "--weights", "imagenet", "--density_list", "0.2"]
+    sizes = ["--input_size", 32, "--output_size", 32, "--epochs", 0, "--train_images", 8]
+    done = run(tmp_path / "runs", *words, *sizes, "--init_from", tmp_path / "w.pth")
+    (row,) = done.result["rows"]
+    assert row["kept"] == sum(int(layer.weight.count_nonzero()) for layer in layers)
+    assert not (tmp_path / "hub").exists()

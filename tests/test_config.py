@@ -252,7 +252,8 @@ def typed_otherwise(name: str) -> list[list[str]]:
     about = FLAGS[name]
     if isinstance(DEFAULTS[name], bool):
         return [[f"--{name}"], [f"--no_{name}"]]
-    values = about["choices"] or ("3", "0.01", "0.3,0.2", "230", "cpu", "none", "vgg16", "x.pth")
+    values = about["choices"] or ("3", "0.01", "0.3,0.2", "230", "cpu", "none", "vgg16", "half",
+                                  "x.pth")  # fmt: skip
     return [[f"--{name}", value] for value in values]
 
 

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.backbones import build_network
 from models.containers import find_state
+from utils.checkpoint import load_model
 from utils.errors import VPNsError
 
 NONE = [*QUICK, "--epochs", 0]
@@ -181,3 +182,22 @@ def test_a_network_of_others_is_measured_with_its_zeros_as_its_mask(tmp_path, fo
     result = call("--evaluate", path, *words, *CPU).result
     assert result["prunable"] - result["kept"] == zeros and result["prompted"] is None
     assert result["claimed"] == (91.5 if form == "torch" else None)
+
+@pytest.mark.parametrize(
+    ("text", "mean", "std"),
+    [("half", 0.5, 0.5), ("cifar10", 0.4914, 0.247), ("0.1,0.2,0.3/0.4,0.5,0.6", 0.1, 0.4)],
+)
+def test_weights_see_images_normalised_as_they_were_trained(tmp_path, text, mean, std):
+    words = [*NONE, "--normalisation", text]
+    done = run(tmp_path, *words)
+    path = done.folder / "d0.2/model.safetensors"
+    _, meta = load_model(path)
+    found = meta["normalisation"]
+    assert (found["mean"][0], found["std"][0]) == pytest.approx((mean, std))
+    again = call("--evaluate", path, *CPU).result
+    assert again["clean"] == done.result["rows"][0]["clean"]
+
+
+@pytest.mark.parametrize("text", ["", "halves", "1,2,3", "0.1,0.2,0.3/0,1,1", "2,0,0/1,1,1", "x/y"])
+def test_a_normalisation_that_is_none_is_refused(tmp_path, text):
+    assert run(tmp_path, *NONE, f"--normalisation={text}").code == 2
