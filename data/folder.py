@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets.folder import make_dataset
 
 from data.images import Part, Splits, file_part
-from data.layouts import Layout, find_layout, folders_in, is_image
+from data.layouts import Layout, find_layout, folders_in, is_image, is_junk
 from utils.errors import DataError, note
 from utils.files import read_small
 
@@ -88,6 +88,8 @@ def _scan(
     left = Counter() if left_out is None else left_out
 
     def counted(path: str) -> bool:
+        if any(map(is_junk, Path(path).relative_to(folder).parts[:-1])):
+            return False
         if is_image(path):
             return True
         left[os.path.splitext(path)[1].lower() or "without an ending"] += 1

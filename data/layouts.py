@@ -13,7 +13,9 @@ SPLITS = {
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation", "dev", "eval"),
 }
-JUNK = ("__macosx", "@eadir", "__pycache__", "lost+found")  # which systems leave in folders
+# What systems leave in folders.
+JUNK = ("__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "#recycle",
+        "system volume information")  # fmt: skip
 DEEPEST = 3  # wrapping folders
 
 
@@ -33,10 +35,14 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith(".")
 
 
+def is_junk(name: str) -> bool:
+    """Whether a folder is hidden or a system's own."""
+    return name[:1] == "." or name.lower() in JUNK
+
+
 def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones and systems' own."""
-    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
-    return sorted(name for name in names if name[0] != "." and name.lower() not in JUNK)
+    """The names of the folders in a folder, sorted, without those of systems."""
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_junk(e.name))
 
 
 def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
@@ -51,7 +57,9 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
         kind: next((_unwrapped(names[one]) for one in words if one in names), None)
         for kind, words in SPLITS.items()
     }
-    if parts["train"]:
+    # A class may be called train: parts hold folders, classes hold images.
+    split = any(part and folders_in(part) for part in parts.values())
+    if parts["train"] and (split or not _holds_images(parts["train"])):
         test, val = parts["test"], parts["val"]
         return Layout(parts["train"], test or val, val if test else None)
     if any(map(_holds_images, names.values())):

@@ -152,10 +152,12 @@ def network_of(
     """The network with these weights, which a message calls `called`; see `build_network`."""
     row = backbone(name)
     loaded = row.outputs_of(state or {})
+    bare = state is not None and f"{row.head}.weight" not in state
+    new_head = classes is not None and (bare or classes != loaded)
     classes = classes or loaded
     if state is not None:
         shapes = row.skeleton(classes).state_dict()
-        if classes != loaded:
+        if new_head:
             shapes, state = row.without_head(shapes), row.without_head(state)
         if problem := misfit(shapes, state):
             raise VPNsError(f"{called} do not fit {name}{_nearest(name, state)}: {problem}")

@@ -1,5 +1,6 @@
 """State dicts as people save them: inside containers, with prefixes, under names of their own."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-DEEPEST = 3  # containers within each other that are looked through
+# What torch.compile, checkpointing, FSDP and DataParallel put inside a name.
+WRAPPER = re.compile(
+    r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|module)\."
+)
+DEEPEST = 4  # containers within each other that are looked through
 # torch.nn.utils.prune puts its suffixes behind the name of a weight; scores lie beside it.
 ORIG, MASK, SCORE = "_orig", "_mask", ".popup_scores"
 
@@ -34,14 +39,19 @@ def find_state(
     network is named like lies outside the prefix and is left out. `key` names the container where
     several hold one. Raises ValueError when none does.
     """
-    found = {where: tensors for where, tensors in containers(content) if key in (None, where)}
-    ranked = {where: best_prefix(tensors, expected) for where, tensors in found.items()}
-    where = max(ranked, key=lambda w: ranked[w][1], default=None)
-    if where is None or not ranked[where][1]:
-        there = ", ".join(sorted(filter(None, (w for w, _ in containers(content))))[:5])
+    found = {where: unwrapped(tensors, expected) for where, tensors in containers(content)}
+    places = {
+        (where, prefix): count
+        for where, tensors in found.items()
+        for prefix, count in prefixes(tensors, expected).items()
+        if key in (None, where, prefix.rstrip("."), named(where, prefix))
+    }
+    if not places:
+        there = ", ".join(sorted(filter(None, found))[:5])
         raise ValueError(f"no tensor of it has a name of the network's{there and f' ({there})'}")
-    prefix, names = ranked[where]
-    others = [w for w in ranked if w != where and ranked[w][1] == names]
+    chosen = max(places, key=lambda place: (places[place], -len(place[1])))
+    others = [named(*p) for p in places if p != chosen and places[p] == places[chosen]]
+    where, prefix = chosen
     tensors = {n.removeprefix(prefix): t for n, t in found[where].items() if n.startswith(prefix)}
     masks, scores = masks_in(tensors), scores_in(tensors)
     state = {name: tensor.masked_fill(masks[name] == 0, 0.0) if name in masks else tensor
@@ -64,15 +74,26 @@ def containers(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> It
             yield from containers(value, f"{path}.{key}".lstrip("."), depth + 1)
 
 
-def best_prefix(names: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, int]:
-    """What stands before most of the expected names, the shortest of several, and how many."""
+def named(where: str, prefix: str) -> str:
+    """What `--weights_key` calls a container and a prefix in it."""
+    return ".".join(filter(None, (where, prefix.rstrip("."))))
+
+
+def unwrapped(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors without the names of wrappers around single layers."""
+    return {name if name in expected else WRAPPER.sub("", name): tensor
+            for name, tensor in tensors.items()}  # fmt: skip
+
+
+def prefixes(names: Mapping[str, Any], expected: Mapping[str, Any]) -> Counter[str]:
+    """What stands before names that the network has, and before how many of them."""
     counts: Counter[str] = Counter()
     for name in names:
         own = name.removesuffix(ORIG).removesuffix(MASK)
         own = f"{name.removesuffix(SCORE)}.weight" if name.endswith(SCORE) else own
         ends = [0, *(place + 1 for place, letter in enumerate(own) if letter == ".")]
         counts.update(own[:end] for end in ends if own[end:] in expected)
-    return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    return counts
 
 
 def plain(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.rows import Backbone
@@ -91,10 +92,12 @@ def _own_row(module: str, function: str) -> Backbone:
     try:
         make = getattr(importlib.import_module(module), function)
         network = make(3)
-    except Exception as error:  # the code of somebody
+    except (Exception, SystemExit) as error:  # the code of somebody
         raise VPNsError(f"--network {module}:{function} fails: {type(error).__name__}: "
                         f"{message_of(error)[:300]}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise VPNsError(f"--network {module}:{function} gives a {kind}, not a torch.nn.Module")
+    if any(map(torch.nn.parameter.is_lazy, network.parameters())):
+        raise VPNsError(f"--network {module}:{function} has lazy layers: give them their sizes")
     return Backbone(make, "", "none", "")

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from data.cache import room
 from data.decoding import BATCH
 from data.faults import Faults, readable
 from data.images import FileImages, Images, Part, Splits
+from data.layouts import find_layout
 from data.load import make_views, shortened
 from data.opening import locate, open_splits, present, require_images
 from data.specs import SPECS
@@ -43,7 +45,8 @@ def check_data(config: Config) -> None:
     report: Report = {
         "dataset": data.dataset,
         "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
-        "found": present(SPECS[data.dataset], root), "classes": len(splits.train.classes),
+        "found": present(SPECS[data.dataset], root) or parts_of(root),
+        "classes": len(splits.train.classes),
         "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
         "epoch": epoch, "trainable": problem is None,
     }  # fmt: skip
@@ -51,6 +54,12 @@ def check_data(config: Config) -> None:
     print("RESULT " + json.dumps(report))
     if problem:
         raise problem
+
+
+def parts_of(root: Path) -> list[str]:
+    """The folders of a user's own images that are taken for parts, relative to `root`."""
+    layout = find_layout(root)
+    return [os.path.relpath(part, root) for part in (layout or ())[:2] if part]
 
 
 def split_report(part: Part, faults: Faults) -> Report:

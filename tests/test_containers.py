@@ -3,6 +3,7 @@
 import argparse
 import collections
 import copy
+import datetime
 import pathlib
 
 import numpy as np
@@ -115,6 +116,39 @@ def test_a_key_chooses_where_several_fit(tmp_path, network, capsys):
     assert torch.equal(first.fc.weight, network.fc.weight) and bool((second.fc.weight == 2).all())
 
 
+@pytest.mark.parametrize("key", ["teacher", "state_dict.teacher"])
+def test_a_key_chooses_among_networks_in_one_dict(tmp_path, network, capsys, key):
+    other = {k: torch.full_like(t, 2) for k, t in network.state_dict().items()}
+    state = prefixed(network.state_dict(), "student.") | prefixed(other, "teacher.")
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    build_network("resnet20", str(tmp_path / "w.pth"))
+    assert "not its state_dict." in capsys.readouterr().out
+    found = build_network("resnet20", str(tmp_path / "w.pth"), key=key)
+    assert bool((found.fc.weight == 2).all())
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "module"])
+def test_wrappers_around_single_layers_are_seen_through(tmp_path, network, wrapper):
+    state = renamed(network.state_dict(), "layer1.", f"layer1.{wrapper}.")
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    found = build_network("resnet20", str(tmp_path / "w.pth")).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in network.state_dict().items())
+
+
+BESIDE = {
+    "version": torch.__version__, "type": float, "text type": str, "kind": torch.bfloat16,
+    "day": datetime.datetime(2026, 1, 1), "path": pathlib.PurePosixPath("x"), "range": range(3),
+    "numbers": collections.defaultdict(int, a=1), "device": torch.device("cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_weights_is_no_reason_to_refuse_them(tmp_path, network, name):
+    torch.save({"state_dict": network.state_dict(), "x": BESIDE[name]}, tmp_path / "w.pth")
+    found = build_network("resnet20", str(tmp_path / "w.pth"))
+    assert torch.equal(found.fc.weight, network.fc.weight)
+
+
 def test_weights_under_masks_of_torch_are_the_pruned_ones(tmp_path):
     network = build_network("resnet20", "none", 10)
     prune.l1_unstructured(network.conv1, "weight", 0.5)
@@ -124,11 +158,13 @@ def test_weights_under_masks_of_torch_are_the_pruned_ones(tmp_path):
     assert int((found.conv1.weight == 0).sum()) == 216
 
 
-def test_a_missing_or_foreign_head_becomes_a_new_one(tmp_path, network):
+@pytest.mark.parametrize("classes", [7, 10])
+def test_a_missing_or_foreign_head_becomes_a_new_one(tmp_path, network, classes):
     state = {k: t for k, t in network.state_dict().items() if not k.startswith("fc.")}
     torch.save(state, tmp_path / "w.pth")
-    found = build_network("resnet20", str(tmp_path / "w.pth"), classes=7)
-    assert found.fc.weight.shape == (7, 64) and torch.equal(found.bn1.weight, network.bn1.weight)
+    found = build_network("resnet20", str(tmp_path / "w.pth"), classes=classes)
+    assert found.fc.weight.shape == (classes, 64)
+    assert torch.equal(found.bn1.weight, network.bn1.weight)
 
 
 def test_another_network_is_answered_with_the_one_that_fits(tmp_path):

@@ -171,6 +171,18 @@ def test_folders_of_systems_are_no_classes(tmp_path, junk, place):
     assert data.classes == ("a", "b") and len(data.clean.labels) == 4
 
 
+@pytest.mark.parametrize("junk", [".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN"])
+def test_folders_of_systems_within_a_class_hold_no_images(tmp_path, junk):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4", f"train/a/{junk}/5")
+    assert len(load("imagefolder", tmp_path).clean.labels) == 4
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    tree(tmp_path, *(f"{name}/{i}" for name in ("bus", "train", "test") for i in range(5)))
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("bus", "test", "train") and len(data.test.labels) == 3
+
+
 def test_a_validation_part_beside_a_test_part_is_said_to_be_unused(tmp_path, capsys):
     tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4", "valid/a/5")
     assert seen(load("imagefolder", tmp_path).test) == [(40, 1)]

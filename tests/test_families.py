@@ -144,6 +144,12 @@ def broken(classes):
 
 def none(classes):
     return None
+
+def ends(classes):
+    raise SystemExit(3)
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
 """
 
 
@@ -183,6 +189,8 @@ def test_code_of_the_user_runs_for_no_file_that_names_it(own):
     [
         ("own_nets:broken", "fails: OSError: no such thing"),
         ("own_nets:none", "gives a NoneType, not a torch.nn.Module"),
+        ("own_nets:ends", "fails: SystemExit: 3"),
+        ("own_nets:lazy", "has lazy layers: give them their sizes"),
         ("own_nets:absent", "has no attribute 'absent'"),
         ("absent_nets:net", "No module named 'absent_nets'"),
     ],

@@ -88,10 +88,10 @@ def _check_records(names: list[str], records: list[zipfile.ZipInfo], size: int) 
         raise Refused(f"it holds {outside[0][:NAME]!r}, a name outside its own folder")
     if len(records) < len(names):
         raise Refused("it holds two records of the same name")
-    if packed or sum(record.file_size for record in records) > size:
-        raise Refused("its records are packed, and would grow on reading")
     if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
         raise Refused("it is a TorchScript archive, which holds code")
+    if packed or sum(record.file_size for record in records) > size:
+        raise Refused("its records are packed, and would grow on reading")
 
 
 def _in_legacy(file: BinaryIO, size: int) -> tuple[Any, dict, dict]:

@@ -19,9 +19,15 @@ LIGHTNING = tuple(f"{place}.AttributeDict" for place in (
 BESIDE = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
       for name in ("scalar", "_reconstruct")),
-    "numpy.dtype", "numpy.ndarray", "_codecs.encode", "torch.device",
-    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath")),
-    *(f"builtins.{name}" for name in ("int", "float", "str", "list", "dict", "bool")),
+    "numpy.dtype", "numpy.ndarray", "_codecs.encode", "torch.device", "torch.layout",
+    "torch.torch_version.TorchVersion", "builtins.frozenset", "builtins.slice",
+    *(f"{module}.{kind}{name}" for module in ("pathlib", "pathlib._local")
+      for kind in ("", "Pure") for name in ("PosixPath", "WindowsPath", "Path")),
+    *(f"builtins.{name}" for name in ("int", "float", "str", "list", "dict", "bool", "tuple",
+                                      "long", "unicode", "xrange", "range", "complex")),
+    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32",
+                                   "int16", "int8", "uint8", "bool")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "timedelta", "timezone")),
 )  # fmt: skip
 KINDS = {
     "Double": ("float64", 8), "Float": ("float32", 4), "Half": ("float16", 2),
