@@ -1,6 +1,8 @@
 """A user's own images as people lay them out: which folder is what."""
 
 import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,10 +55,7 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
     if not root.is_dir():
         return None
     names = {name.lower(): root / name for name in reversed(folders_in(root))}
-    parts = {
-        kind: next((_unwrapped(names[one]) for one in words if one in names), None)
-        for kind, words in SPLITS.items()
-    }
+    parts = {kind: _part(names, words) for kind, words in SPLITS.items()}
     # A class may be called train: parts hold folders, classes hold images.
     split = any(part and folders_in(part) for part in parts.values())
     if parts["train"] and (split or not _holds_images(parts["train"])):
@@ -65,7 +64,19 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
     if any(map(_holds_images, names.values())):
         return Layout(root)
     (inside, *others) = names.values() or (None,)
-    return find_layout(inside, depth - 1) if inside and not others and depth else None
+    if inside and not others:
+        return find_layout(inside, depth - 1) if depth else None
+    nested = (folder / name for folder in names.values() for name in folders_in(folder))
+    return Layout(root) if any(map(_holds_images, nested)) else None
+
+
+def _part(names: Mapping[str, Path], words: Sequence[str]) -> Path | None:
+    """The folder of a part: called one of `words`, or with one in it, as seg_train or Train Set."""
+    for word in words:
+        if word in names:
+            return _unwrapped(names[word])
+    within = (path for name, path in names.items() if {*re.split("[^a-z]+", name)} & {*words})
+    return next((_unwrapped(path) for path in within if not _holds_images(path)), None)
 
 
 def _unwrapped(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 
 from data.archives import guarded
 from data.images import Splits
-from data.layouts import find_layout
+from data.layouts import find_layout, folders_in
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
 from utils.downloads import fetched
@@ -69,6 +69,11 @@ def locate(name: str, data: str | None, download: bool) -> Path:
         own = data is not None and spec.classes is None and find_layout(place)
         if own or not _missing(spec, place):
             return place
+    own = spec.classes is None and data is not None and places[-1].is_dir()
+    if own and (there := folders_in(places[-1])):
+        raise DataError(f"{places[-1].absolute()} holds no class folders with images "
+                        f"({', '.join(there[:5])}): sort them into train/<class>/ and "
+                        "test/<class>/, or <class>/ alone")
     target = next((p for p in places[::2] if p.parent.is_dir()), places[0])
     partly = next((p for p in places if len(_missing(spec, p)) < len(spec.markers)), None)
     partly = partly or (target if _begun(spec, target) else None)

@@ -138,6 +138,33 @@ def test_parts_are_known_by_the_names_that_people_give_them(tmp_path, train, tes
     assert len(data.clean.labels) == 4 and seen(data.test) == [(40, 1)]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train", "seg_test"),
+        ("Train Set", "Test Set"),
+        ("training_set", "test_set"),
+        ("train_images", "val"),
+    ],
+)
+def test_parts_are_known_by_a_word_in_their_names(tmp_path, train, test):
+    tree(tmp_path, *(f"{train}/{name}" for name in SPLIT), f"{test}/b/4", "seg_pred/5")
+    assert seen(load("imagefolder", tmp_path).test) == [(40, 1)]
+
+
+def test_images_in_folders_within_classes_are_found_without_parts(tmp_path):
+    tree(tmp_path, *(f"{name}/{sub}/{i}" for name in "ab" for sub in "xy" for i in range(5)))
+    data = load("imagefolder", tmp_path)
+    assert data.classes == ("a", "b") and len(data.clean.labels) == 16
+
+
+def test_what_lies_there_is_named_when_it_is_no_layout(tmp_path):
+    (tmp_path / "one/more").mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    with pytest.raises(DataError, match=r"no class folders with images \(one, two\): sort them"):
+        load("imagefolder", tmp_path)
+
+
 LAYOUTS = {
     "wrapped": ("my/data/", "my/data/"), "unzipped twice": ("train/", "test/"),
     "one more folder": ("dataset/", "dataset/"),
