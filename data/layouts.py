@@ -60,6 +60,8 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
     split = any(part and folders_in(part) for part in parts.values())
     if parts["train"] and (split or not _holds_images(parts["train"])):
         test, val = parts["test"], parts["val"]
+        if val and not (test and folders_in(test)):  # pictures without labels, as Kaggle has them
+            test = None
         return Layout(parts["train"], test or val, val if test else None)
     if any(map(_holds_images, names.values())):
         return Layout(root)

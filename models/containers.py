@@ -53,11 +53,11 @@ def find_state(
     others = [named(*p) for p in places if p != chosen and places[p] == places[chosen]]
     where, prefix = chosen
     tensors = {n.removeprefix(prefix): t for n, t in found[where].items() if n.startswith(prefix)}
+    rest = {n: t for n, t in found[where].items() if not n.startswith(prefix)}
+    tensors, renamed = with_head(tensors, rest, expected, head)
     masks, scores = masks_in(tensors), scores_in(tensors)
     state = {name: tensor.masked_fill(masks[name] == 0, 0.0) if name in masks else tensor
              for name, tensor in plain(tensors).items()}  # fmt: skip
-    rest = {n: t for n, t in found[where].items() if not n.startswith(prefix)}
-    state, renamed = with_head(state, rest, expected, head)
     parts = [where and f"its {where}", prefix and f"without {prefix!r}", renamed,
              masks and "each weight under its mask",
              others and f"not its {', '.join(others[:3])} (--weights_key chooses)"]  # fmt: skip
@@ -113,24 +113,28 @@ def masks_in(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_head(
-    state: dict[str, Tensor], rest: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> tuple[dict[str, Tensor], str]:
-    """The state with a last layer called `head`, and what it was called.
+    tensors: dict[str, Tensor], rest: Mapping[str, Tensor], expected: Mapping[str, Tensor],
+    head: str,
+) -> tuple[dict[str, Tensor], str]:  # fmt: skip
+    """The tensors with a last layer called `head`, and what it was called.
 
     Another layer is taken for it when it alone has weights of so many inputs and is none of the
     network's; it may lie outside the prefix.
     """
     weight = f"{head}.weight"
-    if weight in state or weight not in expected:
-        return state, ""
-    unknown = {n: t for n, t in {**state, **rest}.items() if n not in expected}
-    layers = [n.removesuffix(".weight") for n, t in unknown.items() if n.endswith(".weight")
-              and t.shape[1:] == expected[weight].shape[1:] and t.ndim > 1]  # fmt: skip
+    own = plain(tensors)
+    if weight in own or weight not in expected:
+        return tensors, ""
+    layers = [n.removesuffix(".weight") for n, t in {**own, **plain(rest)}.items()
+              if n not in expected and n.endswith(".weight") and t.ndim > 1
+              and t.shape[1:] == expected[weight].shape[1:]]  # fmt: skip
     if len(layers) != 1:
-        return state, ""
-    own = {f"{layers[0]}.{kind}": f"{head}.{kind}" for kind in ("weight", "bias")}
-    taken = {new: unknown[old] for old, new in own.items() if old in unknown}
-    return {n: t for n, t in state.items() if n not in own} | taken, f"{layers[0]} as {head}"
+        return tensors, ""
+    old = f"{layers[0]}."
+    taken = {name: t for name, t in {**rest, **tensors}.items() if name.startswith(old)}
+    others = {name: t for name, t in tensors.items() if name not in taken}
+    renamed = {f"{head}.{name.removeprefix(old)}": t for name, t in taken.items()}
+    return others | renamed, f"{layers[0]} as {head}"
 
 
 def require_finite(state: Mapping[str, Tensor]) -> None:

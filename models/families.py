@@ -88,6 +88,9 @@ def _row(
 
 def _own_row(module: str, function: str) -> Backbone:
     """The network that a function in the working folder makes; its code runs."""
+    if module.partition(".")[0] in ("models", "utils", "data", "prompts", "pruning", "program"):
+        raise UsageError(f"--network {module}:{function}: {module} is a package of this program: "
+                         "give your file another name")
     sys.path[:0] = [os.getcwd()] * (os.getcwd() not in sys.path)
     try:
         make = getattr(importlib.import_module(module), function)

@@ -29,11 +29,13 @@ class MaskFile(NamedTuple):
     program: Tensor | None
 
 
-def read_mask_file(path: Path, row: Backbone, rule: Rule, density: float | None) -> MaskFile:
+def read_mask_file(
+    path: Path, row: Backbone, rule: Rule, density: float | None, key: str | None = None
+) -> MaskFile:
     """A model file of ours, or any file of the network's weights: its masks, scores or zeros.
 
-    `rule` tells which weights of a network can be pruned; scores need their density. Raises
-    VPNsError when the file is damaged or holds no mask.
+    `rule` tells which weights of a network can be pruned; scores need their density; `key` is that
+    of `find_state`. Raises VPNsError when the file is damaged or holds no mask.
     """
     content = read_tensors(path)
     with understood(path):
@@ -42,14 +44,17 @@ def read_mask_file(path: Path, row: Backbone, rule: Rule, density: float | None)
             program = meta["program"] and unpack_tensor(meta["program"])
             return MaskFile(masks_of(content, meta), content, program)
         network = row.skeleton(row.source_classes)
-        found = find_state(content, network.state_dict(), row.head)
+        found = find_state(content, network.state_dict(), row.head, key)
         if found.scores and density is None:
             raise UsageError(f"{path} holds scores: name their density, one, in --density_list")
-        masks = found.masks
+        names, masks = list(rule(network)), found.masks
         if found.scores:
             masks = threshold_masks(found.scores, density)
-        if not masks:
-            masks = {name: found.state[name] for name in rule(network)}
+        elif set(masks) & set(names):  # layers without a mask are whole, masks of biases no matter
+            whole = {name: torch.ones_like(found.state[name]) for name in names}
+            masks = {name: masks.get(name, whole[name]) for name in names}
+        else:
+            masks = {name: found.state[name] for name in names}
             if all(bool((weight != 0).all()) for weight in masks.values()):
                 raise VPNsError(f"{path} holds no mask: no weight_mask, no popup_scores, no zeros")
         program = (content.get("visual_prompt") or {}).get("program")

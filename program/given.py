@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from models.backbones import backbone
+from models.backbones import NetworkConfig, backbone
 from models.mask_file import MaskFile, read_mask_file, start_from
 from program.settings import Config
 from pruning import Search
@@ -34,9 +34,8 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
         return None
     path = Path(method.init_from or source)
     only = config.levels[0] if len(config.levels) == 1 else None
-    network = config.network.network
-    file = _read(Path(source), network, only)
-    start = method.init_from is not None and _read(path, network, only)
+    file = _read(Path(source), config.network, only)
+    start = method.init_from is not None and _read(path, config.network, only)
     for density in config.levels:
         _check_asked(source, file.masks, density, method.min_layer_density)
 
@@ -54,19 +53,19 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, network: str, density: float | None) -> MaskFile:
+def _read(path: Path, own: NetworkConfig, density: float | None) -> MaskFile:
     """Read once: a file is looked at when the run begins, and used when its data are there."""
-    return read_mask_file(path, backbone(network), prunable, density)
+    return read_mask_file(path, backbone(own.network), prunable, density, own.weights_key)
 
 
 def given_outputs(config: Config) -> int | None:
     """The outputs of the network in the file of --init_from; None without one."""
-    method, network = config.method, config.network.network
+    method = config.method
     if method.init_from is None:
         return None
     only = config.levels[0] if len(config.levels) == 1 else None
-    file = _read(Path(method.init_from or method.init_mask), network, only)
-    return backbone(network).outputs_of(file.state)
+    file = _read(Path(method.init_from or method.init_mask), config.network, only)
+    return backbone(config.network.network).outputs_of(file.state)
 
 
 def own_density(config: Config, typed: set[str]) -> Config:
@@ -74,7 +73,7 @@ def own_density(config: Config, typed: set[str]) -> Config:
     source = config.method.init_mask or config.method.init_from
     if source is None or "density_list" in typed:
         return config
-    masks = _read(Path(source), config.network.network, None).masks
+    masks = _read(Path(source), config.network, None).masks
     kept, total = kept_count(masks), total_count(masks)
     note(f"{source}: its mask keeps {kept:,} of {total:,} weights")
     return replace_flags(config, {"density_list": (density_of(max(kept, 1), total),)})

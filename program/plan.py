@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
-
 from data import SPECS, Data
 from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
@@ -103,17 +101,20 @@ def check_fit(config: Config, data: Data | None = None) -> None:
 
 def _layer_sizes(config: Config, data: Data | None = None) -> list[int]:
     """Sizes of the prunable weights."""
-    with torch.device("meta"):
-        return [weight.numel() for weight in prunable(_network(config, data)()).values()]
+    row = backbone(config.network.network)
+    return [weight.numel() for weight in prunable(row.skeleton(_outputs(config, data))).values()]
 
 
 def _network(config: Config, data: Data | None) -> Build:
-    """Builds the network of a level; with the source's own head where no classes are known."""
-    row, classes = backbone(config.network.network), SPECS[config.data.dataset].classes
-    classes = classes if data is None else len(data.classes)
+    """Builds the network of a level."""
+    return partial(backbone(config.network.network).build, _outputs(config, data))
+
+
+def _outputs(config: Config, data: Data | None) -> int:
+    """The outputs of a level's network; the source's where no classes are known."""
+    classes = SPECS[config.data.dataset].classes if data is None else len(data.classes)
     if config.method.label_mapping_mode == "none" and classes:
-        return partial(row.build, classes)
-    if given := given_outputs(config):
-        return partial(row.build, given)
+        return classes
     own = config.network
-    return partial(row.build, source_classes(own.network, own.weights, own.weights_key))
+    given = given_outputs(config)
+    return given or source_classes(own.network, own.weights, own.weights_key)

@@ -137,6 +137,16 @@ def test_what_torch_has_pruned_is_a_mask_without_a_word_of_density(tmp_path, net
     assert int(masks_of(tensors, meta)["fc.weight"].sum()) == int(layers[-1].weight.count_nonzero())
 
 
+def test_layers_that_torch_has_not_pruned_are_kept_whole(tmp_path, network):
+    other = copy.deepcopy(network)
+    prune.l1_unstructured(other.conv1, "weight", 0.5)
+    prune.l1_unstructured(other.fc, "bias", 0.5)
+    state = {n.replace("fc.", "linear."): t for n, t in other.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    done = run(tmp_path / "runs", *QUICK[2:], "--init_mask", tmp_path / "w.pth", "--epochs", 0)
+    assert done.result["rows"][0]["kept"] == 268_336 - 216
+
+
 def test_a_density_that_is_a_rounding_away_is_taken_and_told(tmp_path, network):
     kept = keep_top({n: s.abs() for n, s in layer_scores(network).items()}, 0.2)
     kept["fc.weight"].view(-1)[kept["fc.weight"].view(-1).nonzero()[0]] = False

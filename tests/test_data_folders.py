@@ -210,6 +210,12 @@ def test_a_class_may_be_called_train(tmp_path):
     assert data.classes == ("bus", "test", "train") and len(data.test.labels) == 3
 
 
+@pytest.mark.parametrize("test", ["test/0", "test/more"])
+def test_a_test_folder_without_classes_gives_way_to_a_validation_part(tmp_path, test):
+    tree(tmp_path, *(f"train/{name}" for name in SPLIT), "val/b/4", test)
+    assert seen(load("imagefolder", tmp_path).test) == [(40, 1)]
+
+
 def test_a_validation_part_beside_a_test_part_is_said_to_be_unused(tmp_path, capsys):
     tree(tmp_path, *(f"train/{name}" for name in SPLIT), "test/b/4", "valid/a/5")
     assert seen(load("imagefolder", tmp_path).test) == [(40, 1)]
