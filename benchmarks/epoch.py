@@ -17,13 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.data import random_part
-from benchmarks.step import build_model, random_pair, stage_data, stage_log
-from benchmarks.timing import add_device, clock, flags, positive, print_result, print_table, ratios
+from benchmarks.step import add_case, build_case, stage_data, stage_log
+from benchmarks.timing import clock, flags, positive, print_result, print_table, ratios
 from data import DataConfig
 from data.images import Splits
 from data.load import make_views
 from data.views import Look
-from models import NETWORKS
 from models.classifier import PromptedClassifier
 from program.flags import ADAM, SGD
 from pruning.method import Search
@@ -47,21 +46,16 @@ def epochs_of_search(model: PromptedClassifier, data: Any, device: torch.device)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = flags(__doc__)
-    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
-    parser.add_argument("--size", type=positive, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch", type=positive, default=128, help="images a batch")
+    add_case(parser, batch=128)
     parser.add_argument("--images", type=positive, default=50_000)
-    add_device(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device, None)
     precision = Precision()
     precision.begin(device)
-    model = build_model(args.network, args.size).to(device)
-    model.use(precision)
+    model, pair = build_case(args, precision, device)
     part = random_part(args.images - args.images % args.batch, None)
     look = Look(args.size, args.size, args.batch, device)
     views = make_views(Splits(part, part.split(args.batch, 0, "test")[0]), DataConfig(), look)
-    pair = [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
     alone = epochs_of_search(copy.deepcopy(model), stage_data(pair, len(views.clean)), device)
     whole = epochs_of_search(copy.deepcopy(model), views, device)
     rows = [{"what": "steps alone", "s": alone[-1]}, {"what": "epoch", "s": whole[-1]}]

@@ -9,6 +9,7 @@ the same with torch's fused SGD, on a GPU `dense_graph` as a CUDA graph. Network
 weights. On a GPU the peak of its memory is told too, each contender alone.
 """
 
+import argparse
 import copy
 import statistics
 import sys
@@ -105,6 +106,23 @@ def build_model(network: str, size: int) -> PromptedClassifier:
     model = PromptedClassifier(build_network(network, "none"), prompt)
     model.label_map = torch.arange(CLASSES)
     return model
+
+
+def add_case(parser: argparse.ArgumentParser, batch: int) -> None:
+    """The flags of a network and its batches, and of the device that is measured."""
+    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
+    parser.add_argument("--size", type=positive, default=32, help="side of the images in pixels")
+    parser.add_argument("--batch", type=positive, default=batch, help="images a batch")
+    add_device(parser)
+
+
+def build_case(
+    args: argparse.Namespace, precision: Precision, device: torch.device
+) -> tuple[PromptedClassifier, Pair]:
+    """The model and the batches of these flags, on the device."""
+    model = build_model(args.network, args.size).to(device)
+    model.use(precision)
+    return model, [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
 
 
 def with_scores(model: PromptedClassifier, density: float) -> PromptedClassifier:
@@ -245,9 +263,7 @@ def compare(groups: Sequence[Seconds]) -> tuple[list[dict[str, Any]], dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = flags(__doc__)
-    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
-    parser.add_argument("--size", type=positive, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch", type=positive, default=32, help="images a batch")
+    add_case(parser, batch=32)
     parser.add_argument("--density", type=parse_density, default=0.2)
     parser.add_argument("--iterations", type=positive, default=4, help="iterations a turn")
     parser.add_argument("--repeats", type=positive, default=9, help="turns of each contender")
@@ -255,7 +271,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
     )
-    add_device(parser)
     for name in ("amp", "deterministic", "cuda_graphs"):
         parser.add_argument(f"--{name}", default=getattr(Precision(), name), help="as main_vpns.py")
     parser.add_argument("--channels_last", action="store_true", help="as main_vpns.py")
@@ -272,9 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_fit(args.network, build, [args.size], min(args.batch, 2))
     except VPNsError as error:
         parser.error(str(error))
-    model = build_model(args.network, args.size).to(device)
-    model.use(precision)
-    pair = [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
+    model, pair = build_case(args, precision, device)
     peaks = peak_memory(model, pair, args.density) if device.type == "cuda" else {}
     rows, over_dense = compare(measure(model, pair, args.density, args.repeats, args.iterations))
     print_table(rows)

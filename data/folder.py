@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 from torchvision.datasets.folder import make_dataset
@@ -87,8 +88,12 @@ def _scan(
     """
     left = Counter() if left_out is None else left_out
 
+    @lru_cache  # files come folder by folder, and there may be a million
+    def in_junk(place: str) -> bool:
+        return any(map(is_junk, Path(place).relative_to(folder).parts))
+
     def counted(path: str) -> bool:
-        if any(map(is_junk, Path(path).relative_to(folder).parts[:-1])):
+        if in_junk(os.path.dirname(path)):
             return False
         if is_image(path):
             return True

@@ -96,8 +96,8 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     DataError when the data are missing, damaged or inconsistent, UsageError when more training
     images are asked for than there are.
     """
-    found = open_splits(config.dataset, config.data, config.download, config.test_fraction)
-    splits, left_out = found, []
+    splits = open_splits(config.dataset, config.data, config.download, config.test_fraction)
+    left_out: list[str] = []
     if config.bad_images == "skip":
         splits, faults = readable(splits, config.workers)
         require_images(splits, f"{config.dataset}, without what cannot be read,")

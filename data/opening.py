@@ -65,12 +65,11 @@ def locate(name: str, data: str | None, download: bool) -> Path:
     spec = SPECS[name]
     folders = DEFAULT_FOLDERS if data is None else (os.path.expanduser(data),)
     places = [place for folder in map(Path, folders) for place in (folder / name, folder)]
+    own = spec.classes is None and data is not None
     for place in places:
-        own = data is not None and spec.classes is None and find_layout(place)
-        if own or not _missing(spec, place):
+        if (own and find_layout(place)) or not _missing(spec, place):
             return place
-    own = spec.classes is None and data is not None and places[-1].is_dir()
-    if own and (there := folders_in(places[-1])):
+    if own and places[-1].is_dir() and (there := folders_in(places[-1])):
         raise DataError(f"{places[-1].absolute()} holds no class folders with images "
                         f"({', '.join(there[:5])}): sort them into train/<class>/ and "
                         "test/<class>/, or <class>/ alone")

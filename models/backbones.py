@@ -139,10 +139,13 @@ def build_network(
 
 
 def source_classes(name: str, weights: str, key: str | None = None) -> int:
-    """The outputs of a network with these weights and no head of its own; reads a file of them."""
-    row = backbone(name)
-    state = load_weights(name, weights, key) if weights_file(name, weights) else {}
-    return row.outputs_of(state)
+    """The outputs of a network with these weights and no head of its own.
+
+    A file of them is read, if it is there.
+    """
+    path = weights_file(name, weights)
+    state = load_weights(name, weights, key) if path and path.is_file() else {}
+    return backbone(name).outputs_of(state)
 
 
 def network_of(

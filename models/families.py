@@ -64,13 +64,14 @@ def _timm_row(name: str) -> Backbone:
         import timm
     except ImportError as error:
         raise UsageError("networks of timm need the package timm: pip install timm") from error
-    known = timm.is_model(name) and timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if not timm.is_model(name):
+    try:
+        facts = timm.is_model(name) and timm.get_pretrained_cfg(name)
+    except RuntimeError:  # weights of a name that it has not
+        facts = False
+    if facts is False:
         raise UsageError(f"timm has no network {name!r}: python -c 'import timm; "
                          "print(timm.list_models())' lists all")
-    if not known:
-        known = timm.create_model(name).pretrained_cfg
-        known = type("Known", (), known)
+    known = facts or timm.models.PretrainedCfg()  # a network without weights has timm's defaults
     return _row(
         lambda classes: timm.create_model(name, num_classes=classes), f"timm:{name}",
         known.num_classes, known.input_size[-1], known.mean, known.std,

@@ -16,7 +16,7 @@ from models.rows import Backbone
 from utils.checkpoint import has_meta, read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
-from utils.tensors import is_safetensors, read_tensors, understood
+from utils.tensors import read_tensors, understood
 
 Rule = Callable[[nn.Module], Mapping[str, Tensor]]  # the weights that can be pruned, by name
 
@@ -39,7 +39,7 @@ def read_mask_file(
     """
     content = read_tensors(path)
     with understood(path):
-        if is_safetensors(path) and has_meta(path):
+        if has_meta(path):
             meta = read_meta(path)
             program = meta["program"] and unpack_tensor(meta["program"])
             return MaskFile(masks_of(content, meta), content, program)

@@ -22,7 +22,7 @@ from utils.config import check_flags, replace_flags
 from utils.counts import count_at
 from utils.errors import UsageError
 from utils.files import is_amount, require_amounts
-from utils.tensors import is_safetensors, read_tensors, understood
+from utils.tensors import read_tensors, understood
 
 # What a file may say of itself: how its network is built and shown images. Where data lie, what is
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, flags: Mapping[str, Any]) -> Checkpoint:
     """
     tensors = read_tensors(path)
     with understood(path):
-        if is_safetensors(path) and has_meta(path):
+        if has_meta(path):
             checkpoint = _read_model(tensors, read_meta(path), flags)
         elif {"stage", "tensors", "config"} <= tensors.keys():
             checkpoint = _read_state(path, tensors, flags)
@@ -103,7 +103,7 @@ def _read_model(
                  config.sizes):  # fmt: skip
         raise ValueError("its network, dataset, prompt or sizes are not those of its flags")
     masks = fitting_masks(meta["network"], tensors, meta)
-    head = len(tensors[f"{backbone(meta['network']).head}.weight"])
+    head = backbone(meta["network"]).outputs_of(tensors)
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
@@ -163,9 +163,9 @@ def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | N
     """The outputs of the network in a state; None for the source head."""
     row = backbone(config.network.network)
     if scores is None:
-        own = [name for name in values if name.startswith(NETWORK)]
-        skeleton = row.skeleton_of({name.removeprefix(NETWORK): values[name] for name in own})
-        return skeleton.get_submodule(row.head).out_features
+        own = {n.removeprefix(NETWORK): t for n, t in values.items() if n.startswith(NETWORK)}
+        row.skeleton_of(own)
+        return row.outputs_of(own)
     if config.method.label_mapping_mode != "none":
         return None
     # A search state has scores instead of weights: what one output would need, and the rest.

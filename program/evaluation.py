@@ -1,5 +1,6 @@
 """`--evaluate`: measure a checkpoint of ours, of the authors, or of the model zoo."""
 
+from functools import partial
 from typing import Any
 
 from data import load_data
@@ -40,8 +41,8 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
         config = replace_flags(config, {"batch_size": most})
     config.precision.begin(device)
     sizes = [config.sizes.input] + [config.sizes.output] * (checkpoint.model.prompt is not None)
-    name, build = config.network.network, backbone(config.network.network).skeleton
-    require_fit(name, lambda: build(checkpoint.model.sources), sizes)
+    name = config.network.network
+    require_fit(name, partial(backbone(name).build, checkpoint.model.sources), sizes)
     model = checkpoint.model.to(device)
     model.use(config.precision)
     data = load_data(config.data, config.data.input_size, config.data.batch_size, device)

@@ -33,9 +33,8 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
     if source is None:
         return None
     path = Path(method.init_from or source)
-    only = config.levels[0] if len(config.levels) == 1 else None
-    file = _read(Path(source), config.network, only)
-    start = method.init_from is not None and _read(path, config.network, only)
+    file = _given(config, Path(source))
+    start = method.init_from is not None and _given(config, path)
     for density in config.levels:
         _check_asked(source, file.masks, density, method.min_layer_density)
 
@@ -52,6 +51,12 @@ def given_masks(config: Config) -> Callable[[Search], Masks] | None:
     return find_masks
 
 
+def _given(config: Config, path: Path) -> MaskFile:
+    """A file as the run reads it: scores at its density, if it has only one."""
+    only = config.levels[0] if len(config.levels) == 1 else None
+    return _read(path, config.network, only)
+
+
 @lru_cache(maxsize=2)
 def _read(path: Path, own: NetworkConfig, density: float | None) -> MaskFile:
     """Read once: a file is looked at when the run begins, and used when its data are there."""
@@ -59,13 +64,15 @@ def _read(path: Path, own: NetworkConfig, density: float | None) -> MaskFile:
 
 
 def given_outputs(config: Config) -> int | None:
-    """The outputs of the network in the file of --init_from; None without one."""
+    """The outputs of the network in the file of --init_from; None without one, or once it is gone.
+
+    A run that has taken what it needs goes on without the file.
+    """
     method = config.method
-    if method.init_from is None:
+    path = Path(method.init_from or method.init_mask or "")
+    if method.init_from is None or not path.is_file():
         return None
-    only = config.levels[0] if len(config.levels) == 1 else None
-    file = _read(Path(method.init_from or method.init_mask), config.network, only)
-    return backbone(config.network.network).outputs_of(file.state)
+    return backbone(config.network.network).outputs_of(_given(config, path).state)
 
 
 def own_density(config: Config, typed: set[str]) -> Config:

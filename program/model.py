@@ -25,14 +25,13 @@ from pruning.measure import Counts, evaluate
 
 def build_model(config: Config, classes: int, device: torch.device) -> PromptedClassifier:
     """The pre-trained network with a fresh prompt; a head of its own when nothing is mapped."""
-    name, mapping = config.network.network, config.method.label_mapping_mode
+    own, mapping = config.network, config.method.label_mapping_mode
     own_head = classes if mapping == "none" else None
-    prompt = config.build_prompt()
-    own, given = config.network, given_outputs(config)
+    given = given_outputs(config)
     # All weights come from the file of --init_from; those of the network's need not be fetched.
-    weights = "none" if given and own.weights == backbone(name).weights else own.weights
-    network = build_network(name, weights, own_head or given, config.run.seed, own.weights_key)
-    model = around(name, network, prompt, own.normalisation).to(device)
+    weights = "none" if given and own.weights == backbone(own.network).weights else own.weights
+    prompt, seed = config.build_prompt(), config.run.seed
+    model = classifier(own, weights, own_head or given, prompt, seed).to(device)
     check_classes(model.sources, classes, mapping)
     model.use(config.precision)
     return model
@@ -42,7 +41,7 @@ def classifier(
     own: NetworkConfig, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
 ) -> PromptedClassifier:
     """A network with `weights` behind a prompt; `head` as in `build_network`."""
-    network = build_network(own.network, weights, head, seed)
+    network = build_network(own.network, weights, head, seed, own.weights_key)
     return around(own.network, network, prompt, own.normalisation)
 
 

@@ -46,7 +46,7 @@ class Level:
         self.read, self.run.rows[self.folder.name] = True, row
         return row
 
-    def row(self, check: Callable[..., None] = lambda *_: None) -> dict[str, Any]:
+    def row(self, check: Callable[..., None]) -> dict[str, Any]:
         """The results row in the model file, of known columns alone.
 
         `check(tensors, meta, row)` raises ValueError when the row is not of these tensors. Raises

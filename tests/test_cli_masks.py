@@ -207,6 +207,15 @@ def test_a_mask_file_that_was_used_may_go(tmp_path, searched):
     assert again.folder == folder
 
 
+def test_a_file_to_start_from_that_was_used_may_go(tmp_path, searched):
+    path = shutil.copy(searched / "model.safetensors", tmp_path)
+    folder = run(tmp_path / "run", *QUICK, "--init_from", path).folder
+    (folder / "d0.2/model.safetensors").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    again = run(tmp_path / "run", *QUICK, "--init_from", path, "--resume", folder)
+    assert again.folder == folder
+
+
 def test_a_mask_file_of_ours_says_how_many_it_keeps(searched):
     row = NETWORKS["resnet20"]
     file = read_mask_file(searched / "search.safetensors", row, prunable, None)

@@ -98,6 +98,7 @@ def test_a_head_of_its_own_takes_the_place_of_every_last_layer(tmp_path):
     ("name", "reason"),
     [
         ("timm:nope", "timm has no network 'nope'"),
+        ("timm:resnet18.nope", "timm has no network 'resnet18.nope'"),
         ("timm:hf-hub:stranger/model", "timm has no network 'hf-hub:stranger/model'"),
         ("torchvision:resnet19", "torchvision has no network"),
         ("torchvision:fcn_resnet50", "torchvision has no network"),
@@ -145,6 +146,13 @@ def broken(classes):
 def none(classes):
     return None
 
+class Looks(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x if x.sum().item() > -1e9 else -x)
+
+def looks(classes):
+    return Looks(*net(classes))
+
 def ends(classes):
     raise SystemExit(3)
 
@@ -182,6 +190,13 @@ def test_code_of_the_user_runs_for_no_file_that_names_it(own):
     done = call("--evaluate", path, *CPU)
     assert done.code == 2 and "name it with --network" in done.error and not (own / "ran").exists()
     assert call("--evaluate", path, "--network", "own_nets:net", *CPU).code == 0
+
+
+def test_a_network_that_looks_at_numbers_is_trained_and_measured(own):
+    done = run(own / "runs", *OWN_WORDS, "--network", "own_nets:looks")
+    path = done.folder / "d0.2/model.safetensors"
+    again = call("--evaluate", path, "--network", "own_nets:looks", *CPU).result
+    assert again["clean"] == done.result["rows"][0]["clean"]
 
 
 @pytest.mark.parametrize(

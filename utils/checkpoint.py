@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import VPNsError
 from utils.files import atomic_write, parse_object, side_car, write_streamed
-from utils.tensors import read_tensors
+from utils.tensors import is_safetensors, read_tensors
 
 META_KEY = "vpns"
 
@@ -69,7 +69,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def has_meta(path: Path) -> bool:
-    """Whether a file of safetensors has metadata of ours, good or not."""
+    """Whether a file is one of safetensors with metadata of ours, good or not."""
+    if not is_safetensors(path):
+        return False
     with safe_open(path, "pt") as file:
         return META_KEY in (file.metadata() or {})
 
