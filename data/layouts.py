@@ -52,7 +52,7 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
 
     Class folders without splits are a layout too; None for anything else.
     """
-    if not root.is_dir():
+    if depth < 0 or not root.is_dir():
         return None
     names = {name.lower(): root / name for name in reversed(folders_in(root))}
     parts = {kind: _part(names, words) for kind, words in SPLITS.items()}
@@ -65,9 +65,9 @@ def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
         return Layout(parts["train"], test or val, val if test else None)
     if any(map(_holds_images, names.values())):
         return Layout(root)
-    (inside, *others) = names.values() or (None,)
-    if inside and not others:
-        return find_layout(inside, depth - 1) if depth else None
+    inside = [found for folder in names.values() if (found := find_layout(folder, depth - 1))]
+    if len(inside) == 1:  # beside folders of other things, as docs/
+        return inside[0]
     nested = (folder / name for folder in names.values() for name in folders_in(folder))
     return Layout(root) if any(map(_holds_images, nested)) else None
 

@@ -13,6 +13,7 @@ WRAPPER = re.compile(
     r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|module)\."
 )
 DEEPEST = 4  # containers within each other that are looked through
+BESIDE = ("mask", "masks")  # what people call the container of masks beside the weights
 # torch.nn.utils.prune puts its suffixes behind the name of a weight; scores lie beside it.
 ORIG, MASK, SCORE = "_orig", "_mask", ".popup_scores"
 
@@ -36,8 +37,9 @@ def find_state(
 
     Prefixes (`module.`, `model.`, `_orig_mod.`), another name of the last layer `head`, and weights
     that torch.nn.utils.prune keeps apart from their masks are resolved; what no tensor of the
-    network is named like lies outside the prefix and is left out. `key` names the container where
-    several hold one. Raises ValueError when none does.
+    network is named like lies outside the prefix and is left out, and so are single numbers, as
+    counters of operations are. `key` names the container where several hold one. Raises ValueError
+    when none does.
     """
     found = {where: unwrapped(tensors, expected) for where, tensors in containers(content)}
     places = {
@@ -45,8 +47,12 @@ def find_state(
         for where, tensors in found.items()
         for prefix, count in prefixes(tensors, expected).items()
         if key in (None, where, prefix.rstrip("."), named(where, prefix))
+        and not is_masks(where)
     }
     if not places:
+        if key:
+            raise ValueError(f"nothing called {key!r} has a name of the network's; without "
+                             "--weights_key the best fit is taken")
         there = ", ".join(sorted(filter(None, found))[:5])
         raise ValueError(f"no tensor of it has a name of the network's{there and f' ({there})'}")
     chosen = max(places, key=lambda place: (places[place], -len(place[1])))
@@ -55,9 +61,10 @@ def find_state(
     tensors = {n.removeprefix(prefix): t for n, t in found[where].items() if n.startswith(prefix)}
     rest = {n: t for n, t in found[where].items() if not n.startswith(prefix)}
     tensors, renamed = with_head(tensors, rest, expected, head)
-    masks, scores = masks_in(tensors), scores_in(tensors)
+    masks, scores = masks_in(tensors) or masks_beside(found, prefix, tensors), scores_in(tensors)
     state = {name: tensor.masked_fill(masks[name] == 0, 0.0) if name in masks else tensor
-             for name, tensor in plain(tensors).items()}  # fmt: skip
+             for name, tensor in plain(tensors).items()
+             if name in expected or tensor.numel() > 1}  # fmt: skip
     parts = [where and f"its {where}", prefix and f"without {prefix!r}", renamed,
              masks and "each weight under its mask",
              others and f"not its {', '.join(others[:3])} (--weights_key chooses)"]  # fmt: skip
@@ -65,18 +72,36 @@ def find_state(
 
 
 def containers(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Iterator[tuple]:
-    """Every dict with tensors in a nested dict: its keys joined by dots, and its tensors."""
+    """Every dict with tensors in nested dicts and lists: its keys joined by dots, its tensors."""
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:
         yield path, tensors
     for key, value in content.items() if depth < DEEPEST else ():
-        if isinstance(key, str) and isinstance(value, dict):
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
             yield from containers(value, f"{path}.{key}".lstrip("."), depth + 1)
 
 
 def named(where: str, prefix: str) -> str:
     """What `--weights_key` calls a container and a prefix in it."""
     return ".".join(filter(None, (where, prefix.rstrip("."))))
+
+
+def is_masks(where: str) -> bool:
+    """Whether a container is called like one of masks."""
+    return where.rpartition(".")[2].lower() in BESIDE
+
+
+def masks_beside(
+    found: Mapping[str, Mapping[str, Tensor]], prefix: str, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The masks in a container of their own, named like the weights or their layers."""
+    masks = {n.removeprefix(prefix).removesuffix(MASK): mask for where in found if is_masks(where)
+             for n, mask in found[where].items()}  # fmt: skip
+    named_like = {n if n in weights else f"{n}.weight": mask for n, mask in masks.items()}
+    return {n: mask for n, mask in named_like.items()
+            if n in weights and mask.shape == weights[n].shape}  # fmt: skip
 
 
 def unwrapped(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -102,6 +102,9 @@ def _own_row(module: str, function: str) -> Backbone:
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise VPNsError(f"--network {module}:{function} gives a {kind}, not a torch.nn.Module")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise VPNsError(f"--network {module}:{function} gives a network of TorchScript, which "
+                        "cannot be pruned: return the network that it was made from")
     if any(map(torch.nn.parameter.is_lazy, network.parameters())):
         raise VPNsError(f"--network {module}:{function} has lazy layers: give them their sizes")
     return Backbone(make, "", "none", "")

@@ -17,7 +17,7 @@ def require_fit(name: str, build: Build, sizes: Iterable[int], batch: int = 2) -
     The message calls the network `name`; torch's random state stays as it was. Raises UsageError
     for the first size at which the network fails or gives anything else.
     """
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    with torch.random.fork_rng(devices=()):
         for size in dict.fromkeys(sizes):
             problem = _problem(build, "meta", batch, size) and _problem(build, "cpu", batch, size)
             if problem:
@@ -49,7 +49,7 @@ def _problem(build: Build, device: str, batch: int, size: int) -> str | None:
     """
     try:
         with torch.device(device):
-            network, images = build().train(), torch.zeros(batch, 3, size, size)
+            network, images = build().train().requires_grad_(), torch.zeros(batch, 3, size, size)
         logits = network(images)
     except FAULTS as error:
         lines = str(error).strip().splitlines()
@@ -59,4 +59,6 @@ def _problem(build: Build, device: str, batch: int, size: int) -> str | None:
         return f"its forward returns a {kind}, not logits"
     if logits.ndim != 2 or len(logits) != batch:
         return f"its forward returns a tensor of shape {tuple(logits.shape)}, not (B, classes)"
+    if not logits.requires_grad:
+        return "its logits have no gradient: its forward runs under torch.no_grad or detaches them"
     return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
 from pruning.method import Method, Search, gradients_of, no_phase
+from utils.errors import note
 
 ROUNDS = 100  # SynFlow, section 6
 
@@ -20,6 +21,9 @@ def find_masks(search: Search) -> Masks:
     """Masks after 100 rounds (SynFlow, algorithm 1). A batch is read for the size of the images."""
     images, _ = next(search.batches("synflow"))
     network, size = search.model.network, images.shape[-1]
+    if any(isinstance(module, nn.LayerNorm) for module in network.modules()):
+        note("SynFlow's scores are conserved from layer to layer in networks of convolutions, "
+             "BatchNorm and ReLU; LayerNorm and attention do not keep them")
     return search.use(synflow_masks(network, search.density, size, search.floor))
 
 

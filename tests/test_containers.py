@@ -80,6 +80,9 @@ WAYS = {
     "linear": lambda n: renamed(n.state_dict(), "fc.", "linear."),
     "losses": lambda n: {"state_dict": n.state_dict(),
                          "loss": collections.defaultdict(list, a=[1.0])},
+    "list": lambda n: {"models": [n.state_dict()], "epoch": 3},
+    "thop": lambda n: n.state_dict() | {"total_ops": torch.zeros(1, dtype=torch.float64),
+                                        "layer1.0.total_params": torch.zeros(1)},
     "numbers of numpy": lambda n: {"state_dict": n.state_dict(), "losses": np.arange(3.0)},
 }  # fmt: skip
 
@@ -156,6 +159,26 @@ def test_weights_under_masks_of_torch_are_the_pruned_ones(tmp_path):
     found = build_network("resnet20", str(tmp_path / "w.pth"))
     assert torch.equal(found.conv1.weight, network.conv1.weight)
     assert int((found.conv1.weight == 0).sum()) == 216
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.weight", "{}", "{}.weight_mask", "module.{}.weight"], ids=str
+)
+def test_masks_in_a_container_of_their_own_are_applied(tmp_path, network, name):
+    mask = (torch.arange(432).view(16, 3, 3, 3) % 2).float()
+    prefix = "module." * name.startswith("module.")
+    content = {"state_dict": prefixed(network.state_dict(), prefix),
+               "masks": {name.format("conv1"): mask}}  # fmt: skip
+    torch.save(content, tmp_path / "w.pth")
+    found = build_network("resnet20", str(tmp_path / "w.pth"))
+    assert torch.equal(found.conv1.weight, network.conv1.weight * mask)
+    assert torch.equal(found.fc.weight, network.fc.weight)
+
+
+def test_a_key_that_a_file_has_not_is_named(tmp_path, network):
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(VPNsError, match="nothing called 'ema' has a name of the network's"):
+        build_network("resnet20", str(tmp_path / "w.pth"), key="ema")
 
 
 @pytest.mark.parametrize("classes", [7, 10])

@@ -168,6 +168,7 @@ def test_what_lies_there_is_named_when_it_is_no_layout(tmp_path):
 LAYOUTS = {
     "wrapped": ("my/data/", "my/data/"), "unzipped twice": ("train/", "test/"),
     "one more folder": ("dataset/", "dataset/"),
+    "beside other things": ("data/", "data/"),
 }  # fmt: skip
 
 
@@ -175,6 +176,8 @@ LAYOUTS = {
 def test_folders_around_the_parts_are_looked_through(tmp_path, case):
     first, second = LAYOUTS[case]
     names = [f"{first}train/{name}" for name in SPLIT] + [f"{second}test/b/4"]
+    if case == "beside other things":
+        (tmp_path / "docs/figures").mkdir(parents=True)
     data = load("imagefolder", tree(tmp_path, *names))
     assert data.classes == ("a", "b") and seen(data.test) == [(40, 1)]
 

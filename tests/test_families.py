@@ -134,6 +134,7 @@ def test_imagenet_weights_of_efficientnet_lite0_are_those_of_the_package():
 
 
 OWN = """
+import torch
 from torch import nn
 
 def net(classes):
@@ -155,6 +156,9 @@ def looks(classes):
 
 def ends(classes):
     raise SystemExit(3)
+
+def script(classes):
+    return torch.jit.trace(net(classes), torch.zeros(1, 3, 8, 8))
 
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
@@ -206,6 +210,7 @@ def test_a_network_that_looks_at_numbers_is_trained_and_measured(own):
         ("own_nets:none", "gives a NoneType, not a torch.nn.Module"),
         ("models:net", "is a package of this program: give your file another name"),
         ("own_nets:ends", "fails: SystemExit: 3"),
+        ("own_nets:script", "gives a network of TorchScript, which cannot be pruned"),
         ("own_nets:lazy", "has lazy layers: give them their sizes"),
         ("own_nets:absent", "has no attribute 'absent'"),
         ("absent_nets:net", "No module named 'absent_nets'"),

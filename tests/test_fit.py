@@ -62,6 +62,7 @@ def test_a_distilled_transformer_is_refused_in_training_mode():
     [
         (lambda y: {"logits": y}, "returns a dict, not logits"),
         (lambda y: None, "returns a NoneType, not logits"),
+        (lambda y: y.detach(), "its logits have no gradient"),
         (lambda y: y[:, :, None], r"shape \(2, 5, 1\), not \(B, classes\)"),
         (lambda y: y.mean(0, keepdim=True), r"shape \(1, 5\), not \(B, classes\)"),
     ],
@@ -99,7 +100,7 @@ def test_a_forward_that_looks_at_values_is_tried_on_the_cpu():
 @pytest.mark.parametrize("looks", [False, True])
 def test_the_random_state_stays_as_it_was(looks):
     before = torch.get_rng_state()
-    scale = (lambda y: y * float(y.sum())) if looks else (lambda y: y)
+    scale = (lambda y: y * float(y.detach().sum())) if looks else (lambda y: y)
     require_fit("net", lambda: Forward(lambda y: nn.functional.dropout(scale(y))), [8])
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -147,6 +147,20 @@ def test_other_things_than_tensors_and_plain_values_are_refused_by_name(tmp_path
     assert f"would call {name}" in refusal(tmp_path / "w.pt")
 
 
+def test_what_can_be_saved_instead_is_said(tmp_path):
+    torch.save({"x": decimal.Decimal(1)}, tmp_path / "w.pt")
+    assert "save the state dict alone, torch.save(network.state_dict(), FILE)" in refusal(
+        tmp_path / "w.pt"
+    )
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "program.pt2"])
+def test_archive_of_another_tool_is_not_called_damaged(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("archive_format", "pt2")
+    assert "an archive, but not one of torch.save" in refusal(tmp_path / name)
+
+
 def test_program_of_torchscript_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
         archive.writestr("w/constants.pkl", pickle.dumps((), 2))

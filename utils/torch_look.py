@@ -61,7 +61,9 @@ def _in_zip(file: BinaryIO, size: int, sums: bool) -> tuple[Any, dict, dict]:
         if sums and (broken := archive.testzip()) is not None:
             raise Damaged(f"checksum mismatch in {broken[:NAME]}")
         pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1:
+        if not pickles:
+            raise Refused("it is an archive, but not one of torch.save (no data.pkl)")
+        if len(pickles) > 1:
             raise Damaged(f"{len(pickles)} records named data.pkl instead of one")
         folder = pickles[0].removesuffix("data.pkl")
         order = f"{folder}byteorder"  # which torch 2.0 was the first to note

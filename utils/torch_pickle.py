@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 ITEMS, TEXT, DEPTH = 300_000, 2**24, 100  # values, characters, and containers within each other
 NAME = 100  # characters of a name that a message shows
 LARGEST = 2**63
-ENDLESS = "its values are too many, or hold one another without end"
+ALONE = "save the state dict alone, torch.save(network.state_dict(), FILE)"
+ENDLESS = f"its values are too many, or hold one another without end: {ALONE}"
 # Settings and numbers that training scripts save beside their tensors.
 LIGHTNING = tuple(f"{place}.AttributeDict" for place in (
     "pytorch_lightning.utilities.parsing", "lightning_fabric.utilities.data",
@@ -141,7 +142,7 @@ class Reader(Unpickler):
         called = f"{module.replace('__builtin__', 'builtins')}.{name}"  # Python 2's
         if called not in NAMES:
             raise Refused(f"reading it would call {called[:NAME]}, "
-                          "and only tensors and plain values load")
+                          f"and only tensors and plain values load: {ALONE}")
         return NAMES[called]
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -185,7 +186,7 @@ class Tree:
         plain = value is None or type(value) in (bool, int, float, str)
         if not plain or type(value) is int and not -LARGEST <= value < LARGEST:
             kind = type(value).__name__
-            raise Refused(f"it holds a {kind}, and only tensors and plain values load")
+            raise Refused(f"it holds a {kind}, and only tensors and plain values load: {ALONE}")
         self._text -= len(value) if isinstance(value, str) else 0
         if self._text < 0:
             raise Refused(ENDLESS)
