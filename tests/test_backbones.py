@@ -164,7 +164,7 @@ def test_files_without_batch_counters_load(tmp_path, state):
     ("change", "words"),
     [
         (lambda s: s.pop("layer1.0.conv1.weight"), "missing layer1.0.conv1.weight"),
-        (lambda s: s.update(extra=torch.zeros(1)), "unexpected extra"),
+        (lambda s: s.update(extra=torch.zeros(2)), "unexpected extra"),
         (
             lambda s: s.update({"bn1.bias": torch.zeros(3)}),
             r"of another shape bn1.bias \(3,\) instead of \(16,\)",
