@@ -25,11 +25,19 @@ from models import PromptedClassifier
 from program.data_check import check_data
 from program.evaluation import evaluate_checkpoint
 from program.failures import one_line
-from program.folder import announce, check_resumed, named_folder, run_folder, shared
-from program.given import check_given, given_masks, own_density
+from program.folder import prepare, run_folder, shared
+from program.given import given_masks, own_density
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, few_steps, plan
-from program.record import check_row, exported, percent, read_level, read_search, record, save_level
+from program.record import (
+    exported,
+    finished,
+    percent,
+    read_level,
+    read_search,
+    record,
+    save_level,
+)
 from program.settings import Config, read_config
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -38,29 +46,27 @@ from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
 from runfolder.level import Level
-from runfolder.own import refuse_links
 from runfolder.run import COLUMNS, Run
 from utils.config import flatten
 from utils.device import choose_device
 from utils.errors import Interrupted, note, printable
 from utils.memory import keep_freed_memory
+from utils.ranks import first
+from utils.together import Lost, begin, end, from_first, one_end, one_first
 
 
 def run(config: Config, stop: Stop) -> dict[str, Any]:
     """Make every level of a run, or what is missing of it. Returns the RESULT values."""
-    folder = run_folder(config)
+    folder = from_first(partial(run_folder, config))
     device = choose_device(config.run.device, config.run.gpu)
     config.precision.begin(device)
-    refuse_links(folder, named_folder(config, folder))
-    check_resumed(config.run.resume, folder)
-    check_given(config, folder)
     check_fit(config)
-    announce(config, folder)
-    with Run(folder, flatten(config), stop) as opened:
+    from_first(partial(prepare, config, folder))
+    with Run(folder, flatten(config), stop) as opened, one_end(stop.meant, one_line):
         levels = [Level(opened, density) for density in config.levels]
         for before, level in pairwise(levels):
             level.previous = before
-        rows = [level.result(partial(check_row, config, level.density)) for level in levels]
+        rows = [from_first(partial(finished, config, level)) for level in levels]
         if None in rows:
             data = read_data(config, opened, device)
             mapping = LabelMapping(config, data)
@@ -96,7 +102,7 @@ def make_level(
     config: Config, level: Level, data: Data, mapping: LabelMapping, device: torch.device
 ) -> dict[str, Any]:
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
-    model = build_model(config, len(data.classes), device)
+    model = one_first(partial(build_model, config, len(data.classes), device))
     remap = partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
     masks, row, test = ended or search_masks(config, level, data, model, mapping)
@@ -174,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Stop()
     try:
         config, typed = read_config(argv)
+        begin(config.run.device)
         config = own_density(config, typed)
         if config.run.dry_run:
             print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
@@ -184,8 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_data(config)
             stop.ignore()
             return 0
-        result = evaluate_checkpoint(config, typed) if config.run.evaluate else run(config, stop)
+        with one_end(stop.meant, one_line):
+            evaluated = config.run.evaluate is not None
+            result = evaluate_checkpoint(config, typed) if evaluated else run(config, stop)
         stop.ignore()
+        end()
         print("RESULT " + json.dumps(result, allow_nan=False))
         return 0
     except (Exception, Interrupted) as raised:
@@ -194,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             print(*map(printable, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
         with suppress(OSError):  # of a terminal that was closed
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            if first() or isinstance(error, Lost):
+                print(f"error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
 
 

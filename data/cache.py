@@ -9,6 +9,8 @@ from torch import Tensor
 from data.decoding import BATCH, at_sizes
 from data.images import Images
 from utils.memory import usable_memory
+from utils.ranks import on_this_machine, share
+from utils.together import least, made_in_turn
 
 
 @dataclass
@@ -33,12 +35,13 @@ class Room:
 def room(gigabytes: float | None, device: torch.device) -> Room:
     """The limit asked for; None is a quarter of the memory. A GPU holds up to a quarter of its own.
 
-    The GPU's part is within the limit.
+    The GPU's part is within the limit. Processes of one machine divide it, and all have the same.
     """
     limit = usable_memory() // 4 if gigabytes is None else int(gigabytes * 1e9)
+    limit = least(limit // on_this_machine()[1])
     if device.type != "cuda":
         return Room(limit, device)
-    return Room(limit, device, min(limit, torch.cuda.mem_get_info(device)[0] // 4))
+    return Room(limit, device, least(min(limit, torch.cuda.mem_get_info(device)[0] // 4)))
 
 
 class Resized:
@@ -73,9 +76,12 @@ class Resized:
         count, channels = len(self.images), self.images.channels
         copies = {size: torch.empty((count, channels, size, size), dtype=torch.uint8, device=home)
                   for size, home in self._homes.items()}  # fmt: skip
-        batches = torch.arange(count).split(BATCH)
+        parts = {size: pixels.split(BATCH) for size, pixels in copies.items()}
+        batches = share(torch.arange(count).split(BATCH))
         stream = at_sizes(self.images, tuple(copies), batches, self._workers)
-        for start, resized in zip(range(0, count, BATCH), stream, strict=True):
+        for number, resized in enumerate(stream):
             for size, pixels in zip(copies, resized, strict=True):
-                copies[size][start : start + BATCH] = pixels
+                share(parts[size])[number].copy_(pixels)
+        for of_a_size in parts.values():
+            made_in_turn(of_a_size)
         return copies

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -16,6 +16,7 @@ from data.transforms import clean_size
 from data.views import Look, View
 from utils.config import flag, number
 from utils.errors import UsageError, printable
+from utils.together import from_first, one_first
 
 NAMED = 3  # images or classes that a message names; the rest it counts
 
@@ -96,10 +97,11 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     DataError when the data are missing, damaged or inconsistent, UsageError when more training
     images are asked for than there are.
     """
-    splits = open_splits(config.dataset, config.data, config.download, config.test_fraction)
+    found = partial(open_splits, config.dataset, config.data, config.download, config.test_fraction)
+    splits = one_first(found)
     left_out: list[str] = []
     if config.bad_images == "skip":
-        splits, faults = readable(splits, config.workers)
+        splits, faults = from_first(partial(readable, splits, config.workers))
         require_images(splits, f"{config.dataset}, without what cannot be read,")
         left_out = [path for part in faults for path in part.unreadable]
     views = make_views(splits, config, Look(input_size, input_size, batch_size, device))

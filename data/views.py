@@ -11,6 +11,7 @@ from torch import Tensor
 from data.cache import Resized
 from data.decoding import threaded
 from data.transforms import Crops, draw_crops, to_batch
+from utils.ranks import share
 from utils.seed import generator
 
 Batch = tuple[Tensor, Tensor]
@@ -21,7 +22,8 @@ CPU = torch.device("cpu")
 class Look:
     """How a view shows images: resized to `resize_to`, in a drawn order or not.
 
-    An augmented view cuts a random `size` square and mirrors with probability 1/2.
+    An augmented view cuts a random `size` square and mirrors with probability 1/2. Of several
+    processes each has a share of every batch, or the `whole` of it.
     """
 
     size: int
@@ -30,6 +32,7 @@ class Look:
     device: torch.device
     shuffled: bool = False
     augmented: bool = False
+    whole: bool = False
 
 
 class View:
@@ -45,7 +48,14 @@ class View:
 
     def in_batches_of(self, size: int) -> "View":
         """The same images, drawn in the same way, so many at a time."""
-        return View(self.name, self._pixels, self.labels, replace(self._look, batch_size=size))
+        return self._looked_at(batch_size=size)
+
+    def whole(self) -> "View":
+        """The same batches, all of each of them in every process."""
+        return self._looked_at(whole=True)
+
+    def _looked_at(self, **changes: object) -> "View":
+        return View(self.name, self._pixels, self.labels, replace(self._look, **changes))
 
     def identity(self) -> Iterator[bytes]:
         """Bytes that change with the labels or the images."""
@@ -69,6 +79,7 @@ class View:
         order, crops = self._draw(key)
         labels, crops = self.labels.to(home), crops and crops.to(home)
         look, parts = self._look, order.to(home).split(self._look.batch_size)[start:]
+        parts = parts if look.whole else [part for part in map(share, parts) if len(part)]
         sources = self._pixels.batches(look.resize_to, parts)
         for part, (pixels, rows) in zip(parts, sources, strict=True):
             x = to_batch(pixels, rows, crops and crops.of(part), look.size, look.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.seed import generator, key_seed
+from utils.together import total
 
 MAPPINGS = ("flm", "ilm", "rlm", "none")
 
@@ -33,7 +34,7 @@ def count_predictions(
         sources = logits.shape[1]
     model.train(was_training)
     counts = torch.bincount(torch.cat(cells), minlength=sources * classes)
-    return counts.view(sources, classes).cpu()
+    return total(counts).view(sources, classes).cpu()
 
 
 def frequency_mapping(counts: Tensor) -> Tensor:

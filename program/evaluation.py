@@ -15,6 +15,7 @@ from pruning.measure import evaluate
 from utils.config import flatten, replace_flags
 from utils.device import choose_device
 from utils.errors import UsageError
+from utils.together import one_first
 
 PIXELS = 2**24  # at a time, whatever size a file asks for
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
@@ -28,7 +29,7 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     the zoo's row names them.
     """
     device, source = choose_device(config.run.device, config.run.gpu), config.run.evaluate
-    path = fetch(source)
+    path = one_first(partial(fetch, source))
     chosen = {name: value for name, value in flatten(config).items() if name in typed}
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}

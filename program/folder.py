@@ -10,11 +10,12 @@ from typing import Any
 from data import SPECS, Data
 from models.backbones import weights_file
 from program.flags import DENSITIES
+from program.given import check_given
 from program.plan import size_notes
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
-from runfolder.own import lock, open_to_all
+from runfolder.own import lock, open_to_all, refuse_links
 from runfolder.shared import Shared
 from runfolder.stage_log import require_progress
 from runfolder.states import States
@@ -81,8 +82,14 @@ def named_folder(config: Config, folder: Path) -> Path:
     return Path(config.run.save_dir) if config.run.resume in NO_PATH else folder.parent
 
 
-def announce(config: Config, folder: Path) -> None:
-    """Set an earlier run aside for --resume none; say what is ignored and which run is nearest."""
+def prepare(config: Config, folder: Path) -> None:
+    """Check what the run begins with; set an earlier run aside for --resume none.
+
+    Says what is ignored and which run is nearest.
+    """
+    refuse_links(folder, named_folder(config, folder))
+    check_resumed(config.run.resume, folder)
+    check_given(config, folder)
     if place := open_to_all(folder, named_folder(config, folder)):
         note(f"everybody may write to {place}, and what is put there passes for results: "
              "chmod o-w would keep it yours")

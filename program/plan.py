@@ -13,6 +13,8 @@ from pruning.masks import prunable
 from pruning.selection import require_room
 from utils.config import flatten
 from utils.counts import count_at
+from utils.errors import UsageError
+from utils.ranks import world
 
 FEW_STEPS = 10
 
@@ -96,7 +98,11 @@ def check_fit(config: Config, data: Data | None = None) -> None:
         require_fit(name, build, sizes, min(batch, 2))
     elif config.method.epochs:
         images = data.clean.images
-        require_rest(name, build, sizes, min(images, images % batch or batch))
+        rest = min(images, images % batch or batch)
+        if rest < world():
+            raise UsageError(f"the last batch of an epoch has {rest} images for {world()} "
+                             "processes: choose a --batch_size that leaves no such rest")
+        require_rest(name, build, sizes, rest // world())
 
 
 def _layer_sizes(config: Config, data: Data | None = None) -> list[int]:

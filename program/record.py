@@ -23,7 +23,9 @@ from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.counts import count_at
 from utils.errors import VPNsError
+from utils.ranks import first
 from utils.tensors import require_like, understood
+from utils.together import from_first, require_same
 
 Tensors, Values = Mapping[str, Tensor], Mapping[str, Any]
 
@@ -44,6 +46,11 @@ def check_row(
         raise ValueError(f"its tensors have another {', '.join(wrong)}")
 
 
+def finished(config: Config, level: Level) -> dict[str, Any] | None:
+    """The results row of a level that is done, or None."""
+    return level.result(partial(check_row, config, level.density))
+
+
 def own_masks(config: Config, density: float, tensors: Tensors, meta: Values) -> Masks:
     """The masks in a file of a run. Raises ValueError for another network or density."""
     masks = fitting_masks(config.network.network, tensors, meta)
@@ -61,7 +68,7 @@ def read_search(
     config: Config, level: Level, model: PromptedClassifier, classes: int
 ) -> tuple[Masks, dict[str, Any], None] | None:
     """Read a search that has ended into the model: masks, accuracies, no counts; or None."""
-    searched = level.searched()
+    searched = from_first(level.searched)
     if searched is None:
         return None
     tensors, meta = searched
@@ -93,7 +100,7 @@ def save_level(
 
 def record(config: Config, run: Run) -> None:
     """Bring results.csv and curves.png up to date with all levels, those of other commands too."""
-    for path in sorted(run.folder.glob("d*/model.safetensors")):
+    for path in sorted(run.folder.glob("d*/model.safetensors")) if first() else ():
         if (name := path.parent.name) in run.rows:
             continue
         run.rows[name] = None
@@ -106,15 +113,16 @@ def record(config: Config, run: Run) -> None:
             run.rows[name] = level.row(partial(check_row, config, density))
         except VPNsError as error:
             run.say(f"note: {error}; results.csv leaves it out")
-    run.write_results()
-    draw_run(run.folder)
+    if first():
+        run.write_results()
+        draw_run(run.folder)
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:
     """The level that a chained method goes on from, or None; VPNsError if it is unlike `like`."""
     if level is None:
         return None
-    tensors, meta = load_model(level.model_path)
+    tensors, meta = from_first(partial(load_model, level.model_path))
     with understood(level.model_path):
         require_like(like, tensors)
         masks = own_masks(config, level.density, tensors, meta)
@@ -133,6 +141,7 @@ def exported(
         require_count(config, level.density, masks)
     except ValueError as error:
         raise VPNsError(f"{error}, the model is not saved: a bug") from error
+    require_same({**model.state_dict(), **masks}, f"density {level.density:g}")
     tensors, meta = export(model, masks)
     read = masks_of(tensors, meta)
     for name, weight in prunable(model.network).items():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils import together
 from utils.errors import NumericError
 from utils.seed import reseed
 
@@ -36,6 +37,11 @@ class Counts(NamedTuple):
 NOTHING = Counts(0.0, 0, 0)
 
 
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of (B, C) logits are highest at their label."""
+    return (logits.detach().argmax(1) == labels).sum()
+
+
 class Tally:
     """Adds up batches in place and on the device, so that an accelerator is not waited for."""
 
@@ -46,11 +52,17 @@ class Tally:
         self._correct = torch.tensor(start.correct, device=device)
         self._seen = torch.tensor(start.seen, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """One batch: (B, C) logits, (B,) labels, mean loss."""
-        self._loss += loss.detach().to(self._loss.dtype) * len(labels)
-        self._correct += (logits.detach().argmax(1) == labels).sum()
-        self._seen += len(labels)
+    def add(self, loss: Tensor, hits: Tensor, seen: Tensor | int) -> None:
+        """One batch: its mean loss, how many are classified correctly, and how many there are."""
+        self._loss += loss.detach().to(self._loss.dtype) * seen
+        self._correct += hits
+        self._seen += seen
+
+    def of_all(self) -> Counts:
+        """The sums of all processes, each of which has seen a share; waits for the device."""
+        sums = torch.stack([self._loss, self._correct, self._seen])
+        loss, correct, seen = together.total(sums).tolist()
+        return Counts(loss, int(correct), int(seen))
 
     def counts(self) -> Counts:
         """The sums so far; waits for the device."""
@@ -71,9 +83,9 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     for step, (images, labels) in enumerate(view.batches()):
         reseed(images.device, "evaluate", step)
         logits = model(images, prompted=prompted)
-        tally.add(logits, labels, F.cross_entropy(logits, labels))
+        tally.add(F.cross_entropy(logits, labels), hits(logits, labels), len(labels))
     model.train(was_training)
-    counts = tally.counts()
+    counts = tally.of_all()
     if not math.isfinite(counts.loss):
         raise NumericError(f"the measured loss is {counts.loss}: the network has diverged")
     return counts

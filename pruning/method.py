@@ -84,9 +84,9 @@ class Search:
         return prompt_groups(self.model.prompt, self.views, self.prompt_optim)
 
     def batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches for scoring, from the first view of the search, drawn for this purpose."""
+        """Whole batches for scoring, from the first view of the search, drawn for this purpose."""
         view = self.data.prompted if self.prompted else self.data.clean
-        return iter(view.batches(*self.log.key, purpose))
+        return iter(view.whole().batches(*self.log.key, purpose))
 
     def use(self, masks: Masks) -> Masks:
         """Mask the network, map the labels with it, and return the masks."""

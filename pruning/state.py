@@ -10,6 +10,7 @@ from pruning.measure import Counts, Tally
 from utils.files import is_amount
 from utils.optim import load_optimizer
 from utils.tensors import require_like, understood
+from utils.together import require_same
 
 if TYPE_CHECKING:
     from pruning.training import Training
@@ -39,11 +40,14 @@ def state_of(training: "Training") -> dict[str, Any]:
     Raises NumericError when something in it is not finite.
     """
     training.watch.require_finite(training)
+    moving = tensors_of(training)
+    norms = dict(training.model.named_buffers())  # which differ in mid-epoch; the first's count
+    require_same({n: t for n, t in moving.items() if n not in norms}, training.place())
     return {
         "stage": training.stage.name,
         "epoch": training.epoch,
         "step": training.step,
-        "tensors": tensors_of(training),
+        "tensors": moving,
         "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
         "scale": training.scale.state(),
         "tallies": {view: tuple(tally.counts()) for view, tally in training.tallies.items()},

@@ -6,7 +6,7 @@ graphs (replay.py).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.best import Best
-from pruning.measure import Counts, Tally
+from pruning.measure import Counts, Tally, hits
 from pruning.replay import replayed
 from pruning.stage import CLEAN, OTHER, PROMPTED, Log, Stage
-from pruning.state import resume, save
+from pruning.state import resume, save, tensors_of
 from pruning.watch import Watch
+from utils import together
 from utils.errors import DataError, Interrupted
 from utils.loss_scale import LossScale
+from utils.ranks import world
 from utils.seed import reseed
 
 # The data view that each view of a stage draws from, with an order of images of its own, and what
@@ -62,14 +64,16 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
     NumericError when a number is not finite, Interrupted when a stop was asked for.
     """
     training, test = Training(model, stage, data, log), None
-    with gradients_only(model, training.with_grad):
+    several = world() > 1  # which agree on the step that a stop comes after
+    with gradients_only(model, training.with_grad), log.hold() if several else nullcontext():
         resume(training)
         try:
             while training.epoch < stage.epochs:
                 test = run_epoch(training)
-        except (Interrupted, DataError):
-            with log.hold():
-                save(training)
+        except (Interrupted, DataError) as error:
+            if isinstance(error, Interrupted) or not several:  # of the others none knows of it
+                with log.hold():
+                    save(training)
             raise
         training.best.restore(training)
     log.add_passes(stage.epochs * len(stage.views))
@@ -112,6 +116,7 @@ def run_epoch(training: Training) -> Counts | None:
         for schedule in training.schedules:
             schedule.step()
         training.epoch, training.step = training.epoch + 1, 0
+        together.require_same(tensors_of(training), training.place())
         log.epoch(row, training.model)
         if log.wants_state(training.epoch, stage.epochs):
             save(training)
@@ -137,6 +142,7 @@ def run_steps(training: Training) -> None:
             log.answer_stop()
             if log.wants_state(None, stage.epochs):
                 save(training)
+    together.as_the_first(training.model.buffers())  # each BatchNorm has seen its share
 
 
 def batches(
@@ -158,10 +164,12 @@ def half_step(training: Training, half: int, view: str, images: Tensor, labels: 
         param.grad = None
     logits = training.model(images, prompted=view == PROMPTED)
     loss = F.cross_entropy(logits, labels)
-    training.scale.backward(loss)
+    # Under torchrun each process has a share of the batch: all sums are those of the whole from
+    # here on.
+    loss, correct, seen = training.scale.backward(loss, hits(logits, labels), len(labels))
     stage.gradients(half)
     pairs = zip(training.optimizers, stage.groups, strict=True)
     training.scale.step([optim for optim, group in pairs if group.only_half in (None, half)])
     training.watch.look(training, loss)
     stage.renew()
-    training.tallies[view].add(logits, labels, loss)
+    training.tallies[view].add(loss, correct, seen)

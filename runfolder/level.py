@@ -9,6 +9,7 @@ from runfolder.states import States
 from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
 from utils.files import require_amounts
+from utils.ranks import first
 from utils.tensors import understood
 
 SEARCHED = ("before", "after_search")  # the accuracies that the end of a search keeps
@@ -20,7 +21,8 @@ class Level:
     def __init__(self, run: Run, density: float) -> None:
         self.run, self.density = run, density
         self.folder = run.folder / level_name(density)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if first():
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.model_path = self.folder / "model.safetensors"
         self.search_path = self.folder / "search.safetensors"
         self.previous: Level | None = None  # of a chained method, whose levels are no islands

@@ -10,6 +10,7 @@ import torch
 
 from runfolder.own import guarded, open_own
 from utils.files import atomic_write, parse_object, read_small
+from utils.ranks import first
 
 CURVES = 2**26  # bytes of metrics.jsonl, some 200,000 epochs
 
@@ -50,11 +51,13 @@ class Metrics:
 
     def scalar(self, tag: str, value: float) -> None:
         """A number for TensorBoard at the present epoch of the run."""
-        self._tensorboard().add_scalar(tag, value, self._step)
+        if first():
+            self._tensorboard().add_scalar(tag, value, self._step)
 
     def picture(self, tag: str, image: torch.Tensor) -> None:
         """An image (3, H, W) in [0, 1] for TensorBoard."""
-        self._tensorboard().add_image(tag, image.cpu(), self._step)
+        if first():
+            self._tensorboard().add_image(tag, image.cpu(), self._step)
 
     def _tensorboard(self) -> Any:
         if self._writer is None:

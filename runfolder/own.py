@@ -1,5 +1,6 @@
 """What a run folder holds is its own: no link is followed out of it, no pipe waited for."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -9,11 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from utils.errors import VPNsError, printable
+from utils.errors import VPNsError, note, printable
 from utils.files import below, write_problem
+from utils.ranks import first
 
 HOLDER = 200  # bytes of a lock that are read: `process 7 on host`
 _ADD = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class InUse(VPNsError):
+    """Another process holds a lock."""
 
 
 @contextmanager
@@ -59,8 +65,10 @@ def open_own(path: Path) -> IO[str]:
     """A text file to append to, which is made if it is missing.
 
     Raises VPNsError for a link, a file with a second name elsewhere, and a pipe, which would wait
-    for a reader; OSError when it cannot be written.
+    for a reader; OSError when it cannot be written. Of several processes the first alone writes.
     """
+    if not first():
+        return open(os.devnull, "a+", encoding="utf-8")
     _refuse_link(path)
     handle = os.open(path, _ADD, 0o666)
     status = os.fstat(handle)
@@ -74,16 +82,22 @@ def open_own(path: Path) -> IO[str]:
 def lock(path: Path) -> IO[str]:
     """Hold `path` for this process; the lock goes with the process, however it ends.
 
-    Raises VPNsError that names the holder.
+    Raises InUse that names the holder. Where the file system has no locks, a note says so.
     """
     file = open_own(path)
+    if not first():  # which holds it for all
+        return file
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            note(f"{path.parent} is on a file system without locks ({error.strerror}): two runs in "
+                 "one folder are not prevented there")
+            return file
         file.seek(0)
         holder = printable(file.read(HOLDER).strip()) or "another process"
         file.close()
-        raise VPNsError(f"{path.parent} is in use by {holder}: wait for it or stop it") from error
+        raise InUse(f"{path.parent} is in use by {holder}: wait for it or stop it") from error
     file.truncate(0)
     print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
     return file

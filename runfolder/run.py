@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from runfolder.results import PERCENT
 from runfolder.surroundings import Surroundings
 from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
+from utils.ranks import first
 from utils.signals import Stop
 from utils.tensors import understood
+from utils.together import Agreement, from_first
 
 COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
            "prompted", "passes")  # fmt: skip
@@ -29,16 +32,18 @@ class Run:
     def __init__(self, folder: Path, flags: Mapping[str, Any], stop: Stop) -> None:
         """Raises VPNsError when the folder cannot be made or is held by another process."""
         self.folder, self.flags, self.stop = folder, dict(flags), stop
+        self.agreed = Agreement()  # of all processes
         self._started = time.monotonic()
         with guarded(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            if first():
+                folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder / "run.lock")
             self._log = open_own(folder / "log.txt")
-        for stray in list(below(folder)):
+        for stray in list(below(folder)) if first() else ():
             if re.fullmatch(r"\..*\.tmp", stray.name):
                 stray.unlink(missing_ok=True)
         self.metrics, self.surroundings = Metrics(folder), Surroundings(folder, self.say)
-        earlier = read_object(folder / "run.json")
+        earlier = from_first(partial(read_object, folder / "run.json"))
         self._goes_on = bool(earlier)
         self.rows: dict[str, Mapping[str, Any] | None] = {}  # by level folder; None is left out
         self.was_done = earlier.get("state") == "done"

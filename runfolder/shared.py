@@ -6,19 +6,23 @@ Each lies under the hash of all that it depends on, so that it is computed once 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import IO, Any
 
 from torch import Tensor
 
-from runfolder.own import refuse_links
+from runfolder.own import InUse, guarded, lock, refuse_links
 from runfolder.stage_log import StageLog
 from utils.checkpoint import load_model, save_model
-from utils.errors import VPNsError
+from utils.errors import VPNsError, note
 from utils.files import require_amounts
 from utils.tensors import require_like, understood
+from utils.together import from_first
 
 Tensors = dict[str, Tensor]
+PAUSE = 1.0  # seconds between looks at what another run makes
 
 
 class Shared:
@@ -33,6 +37,7 @@ class Shared:
         the next start removes what a killed process leaves.
         """
         self._folder, self._settings, self._log, self._scratch = folder, settings, log, scratch
+        self._waits = False
 
     def once(
         self, name: str, inputs: Mapping[str, Tensor], make: Callable[[], Tensors],
@@ -41,23 +46,48 @@ class Shared:
         """The result of `make`, from its file if it was made before from the same tensors.
 
         `inputs` holds every tensor that the result depends on; `like` has the names, shapes and
-        types of the result. A file that is damaged or holds something else is made again.
+        types of the result. A file that is damaged or holds something else is made again. Of runs
+        that need a result at the same time one makes it, and the others wait.
+        """
+        path = self._folder / f"{name}-{self._digest(name, inputs)}.safetensors"
+        held: list[IO[str]] = []
+        try:
+            while not (found := from_first(partial(self._find, path, like or {}, held))):
+                sleep(PAUSE)
+            tensors, passes = found
+            if tensors is None:
+                before = self._log.passes
+                tensors = make()
+                passes = self._log.passes - before
+                save_model(path, tensors, {"passes": passes}, self._scratch)
+                _lock_of(path).unlink(missing_ok=True)  # who waits for it finds the result
+            else:
+                self._log.add_passes(passes)
+            return tensors
+        finally:
+            for file in held:
+                file.close()
+
+    def _find(
+        self, path: Path, like: Mapping[str, Tensor], held: list[IO[str]]
+    ) -> tuple[Tensors | None, float] | None:
+        """The result and its passes; no tensors when it is to be made here, under a lock in `held`.
+
+        None while another run makes it.
         """
         refuse_links(self._folder, self._folder.parent)
-        path = self._folder / f"{name}-{self._digest(name, inputs)}.safetensors"
-        try:
-            tensors, meta = load_model(path)
-            with understood(path):
-                require_like(like or {}, tensors)
-                require_amounts(meta, "passes")
-        except VPNsError:  # missing, damaged, or something else
-            before = self._log.passes
-            tensors = make()
+        if found := _read(path, like):
+            return found
+        with guarded(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_model(path, tensors, {"passes": self._log.passes - before}, self._scratch)
-        else:
-            self._log.add_passes(meta["passes"])
-        return tensors
+        try:
+            held.append(lock(_lock_of(path)))
+        except InUse as error:
+            if not self._waits:
+                note(f"another run makes {path.name}, which this one waits for ({error})")
+            self._waits = True
+            return None
+        return _read(path, like) or (None, 0)
 
     def _digest(self, name: str, inputs: Mapping[str, Tensor]) -> str:
         digest = hashlib.sha256(json.dumps([name, self._settings], sort_keys=True).encode())
@@ -65,3 +95,19 @@ class Shared:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _read(path: Path, like: Mapping[str, Tensor]) -> tuple[Tensors, float] | None:
+    """A result and its passes; None when it is missing, damaged, or something else."""
+    try:
+        tensors, meta = load_model(path)
+        with understood(path):
+            require_like(like, tensors)
+            require_amounts(meta, "passes")
+        return tensors, meta["passes"]
+    except VPNsError:
+        return None

@@ -12,6 +12,8 @@ from tqdm import tqdm
 from runfolder.run import Run
 from runfolder.states import States
 from utils.files import require_amounts
+from utils.ranks import first
+from utils.together import from_first
 
 AFTER_SEARCH = ("finetune", "post_prompt")
 PROGRESS = ("epoch", "step", "rows", "passes")  # the numbers of every state, whatever its stage
@@ -46,7 +48,7 @@ class Pace:
 
     def due(self, done: int, epochs: int) -> bool:
         """Whether to write a state after `done` epochs; the next stage needs the last one."""
-        return done == epochs or self._epochs > 0 and done % self._epochs == 0 or self.late()
+        return done == epochs or self._epochs > 0 and done % self._epochs == 0
 
 
 class StageLog:
@@ -58,6 +60,7 @@ class StageLog:
         self.passes = 0.0
         self.rows = 0
         self._pace = Pace(run.flags["save_every"], run.flags["save_minutes"])
+        self._late = False  # whether the minutes had passed after the last step
         self._newest: dict[str, Any] | None = None  # read by `begin`, until its stage begins
         self._title, self._started = "", time.monotonic()
 
@@ -66,7 +69,8 @@ class StageLog:
 
         States of the other phase are leftovers of a search that has ended or starts again.
         """
-        state, problems = self._states.newest(partial(require_progress, density=self._density))
+        check = partial(require_progress, density=self._density)
+        state, problems = from_first(partial(self._states.newest, check))
         for problem in problems:
             self._run.say(f"{problem}; going back to the state before it")
         if state:
@@ -101,8 +105,8 @@ class StageLog:
         """Count the iterations: a bar on a terminal, else a line every `print_freq`."""
         self._started = time.monotonic()
         self._title = f"density {self._density:g} {title}"
-        bar = tqdm(steps, self._title, steps.stop, initial=steps.start, disable=None, leave=False,
-                   dynamic_ncols=True)
+        bar = tqdm(steps, self._title, steps.stop, initial=steps.start, leave=False,
+                   disable=None if first() else True, dynamic_ncols=True)
         with self.hold(), bar:
             for step in bar:
                 yield step
@@ -114,9 +118,12 @@ class StageLog:
         return self._run.stop.hold()
 
     def answer_stop(self) -> None:
-        """Raise Interrupted if a stop was asked for."""
-        if self._run.stop.requested:
-            self._run.stop.now()
+        """Raise Interrupted if a stop was asked for, of any of the processes."""
+        stop = self._run.stop
+        asked, self._late = self._run.agreed(bool(stop.requested), self._pace.late())
+        if asked:
+            stop.requested = stop.requested or "a signal to another process"
+            stop.now()
 
     def wants_test(self, epoch: int, epochs: int) -> bool:
         """Whether to evaluate the test images after this epoch: for the curves, never to choose."""
@@ -125,7 +132,7 @@ class StageLog:
 
     def wants_state(self, done: int | None, epochs: int) -> bool:
         """Whether to save a state after `done` epochs of `epochs`; None is in mid-epoch."""
-        return self._pace.late() if done is None else self._pace.due(done, epochs)
+        return self._late or done is not None and self._pace.due(done, epochs)
 
     def save(self, state: dict[str, Any]) -> None:
         """Save a training state."""
@@ -135,6 +142,7 @@ class StageLog:
             around = self._run.surroundings.of_state() | {"config": self._run.flags}
             self._states.save(state | progress | around)
             self._pace.restart()
+            self._late = False
 
     def epoch(self, row: dict[str, Any], model: nn.Module) -> None:
         """Record one finished epoch in metrics.jsonl, TensorBoard, log.txt and on the console."""

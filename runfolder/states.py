@@ -12,13 +12,17 @@ import torch
 from utils.checkpoint import write_side_car
 from utils.errors import VPNsError
 from utils.files import side_car, write_streamed
+from utils.ranks import first
 from utils.tensors import read_tensors, understood
 
 KEPT_STATES = 2
 
 
 class States:
-    """The numbered training states of one level, `state-<n>.pt`; the newest two are kept."""
+    """The numbered training states of one level, `state-<n>.pt`; the newest two are kept.
+
+    Of several processes the first alone writes and removes them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,6 +44,8 @@ class States:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the next state, tensor by tensor, then drop all but the newest two."""
+        if not first():
+            return
         numbers = self.numbers()
         path = self.path(numbers[0] + 1 if numbers else 1)
         write_streamed(path, partial(torch.save, state), partial(write_side_car, path))
@@ -70,7 +76,7 @@ class States:
 
     def set_aside(self) -> None:
         """Give the states of a phase that is over the name of their stage: `search-5.pt`."""
-        for number in self.numbers():
+        for number in self.numbers() if first() else ():
             path = self.path(number)
             try:
                 stage = str(read_tensors(path).get("stage"))
@@ -84,6 +90,8 @@ class States:
 
     def remove_all(self) -> None:
         """Drop every state and every side-car without one."""
+        if not first():
+            return
         for number in self.numbers():
             self._remove(number)
         for pattern in ("state-*.pt.sha256", "state-*.pt.damaged"):

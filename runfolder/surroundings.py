@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 
 from utils.errors import DataError
 from utils.files import read_object, write_json
+from utils.ranks import world
+from utils.together import from_first
 
 MOST_THREADS = 4  # for each core: what a file may ask for
-IDENTICAL = ("python", "torch", "torchvision", "system", "accelerator")
+IDENTICAL = ("python", "torch", "torchvision", "system", "accelerator", "processes")
 
 
 def environment() -> dict[str, Any]:
@@ -24,6 +27,7 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__, "system": platform.platform(),
         "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": world(),
     }  # fmt: skip
 
 
@@ -36,11 +40,12 @@ class Surroundings:
 
     def begin(self) -> None:
         """Write env.json, or go on with its threads and say what has changed since."""
-        earlier, now = read_object(self._folder / "env.json"), environment()
+        earlier, now = from_first(partial(read_object, self._folder / "env.json")), environment()
         if not earlier:
             write_json(self._folder / "env.json", now)
             return
         self.use_threads(earlier.get("threads"))
+        earlier.setdefault("processes", 1)  # before there could be several
         pairs = [(name, earlier.get(name), now[name]) for name in IDENTICAL]
         changes = ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
         if changes:
@@ -56,7 +61,7 @@ class Surroundings:
 
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
-        env = read_object(self._folder / "env.json")
+        env = from_first(partial(read_object, self._folder / "env.json"))
         self._require(fingerprint, env.setdefault("data", fingerprint))
         write_json(self._folder / "env.json", env)
         self._data = fingerprint

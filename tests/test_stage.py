@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
 from pruning.masks import MaskKeeper, apply_masks, keep_top, prunable
-from pruning.measure import Counts, Tally, evaluate
+from pruning.measure import Counts, Tally, evaluate, hits
 from pruning.method import PRUNE_MODES, Search, prompt_groups, stage_views
 from pruning.scores import learn_masks
 from pruning.stage import CLEAN, PROMPTED, Group, Stage
@@ -482,8 +482,8 @@ def test_rows_hold_the_mean_loss_and_accuracy_of_each_view() -> None:
 def test_counts_add_over_batches() -> None:
     tally = Tally(torch.device("cpu"))
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [5.0, 0.0]])
-    tally.add(logits, torch.tensor([0, 0, 0]), torch.tensor(0.5))
-    tally.add(logits[:1], torch.tensor([1]), torch.tensor(2.0))
+    tally.add(torch.tensor(0.5), hits(logits, torch.tensor([0, 0, 0])), 3)
+    tally.add(torch.tensor(2.0), hits(logits[:1], torch.tensor([1])), 1)
     assert tally.counts() == Counts(3.5, 2, 4)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from utils.config import not_one_of
 from utils.errors import UsageError, VPNsError, note
+from utils.ranks import on_this_machine, world
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -21,13 +22,19 @@ def choose_device(name: str, gpu: int | None) -> torch.device:
     """The device of `--device` and `--gpu`; a GPU becomes the current one of the process.
 
     torch's seeds, its context and the name in env.json then mean this GPU and no other. `--gpu`
-    without a GPU means the CPU, and a note. Raises VPNsError for a device that is not there,
-    UsageError when the two flags name different GPUs.
+    without a GPU means the CPU, and a note. Under torchrun each process of a machine takes the GPU
+    of its number. Raises VPNsError for a device that is not there, UsageError when the two flags
+    name different GPUs, or one for several processes.
     """
     name = name if gpu is None else _with_gpu(name, gpu)
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if world() > 1 and name != "cpu":
+        if name != "cuda":
+            raise UsageError(f"several processes cannot share {name}: leave it out, and each takes "
+                             "a GPU of its own, or say --device cpu")
+        name = f"cuda:{on_this_machine()[0]}"
     try:
         device = torch.device(name)
         if device.index is not None:

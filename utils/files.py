@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.errors import VPNsError
+from utils.ranks import first
 
 DEEPEST = 20  # containers within each other, in JSON
 SMALL = 2**20  # bytes of a file of settings or results
@@ -60,8 +61,11 @@ def write_streamed(
     `before(digest)` is called with the SHA-256 when everything is on the disk, before the file gets
     its name. `folder`, on the same disk, is where a part would stay if the process were killed; by
     default that of `path`. Nobody can foresee its name and put a link there. Raises VPNsError when
-    the folder cannot be written or the disk is full; the old file stays.
+    the folder cannot be written or the disk is full; the old file stays. Of several processes the
+    first alone writes.
     """
+    if not first():
+        return
     aside = (folder or path.parent) / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         with open(aside, "xb") as raw:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.errors import NumericError
+from utils.together import whole_batch
 
 MOST_SKIPPED = 10  # in a row: the scale is then a thousandth of what it was
 
@@ -29,12 +30,20 @@ class LossScale:
         self._scaler = torch.amp.GradScaler(device.type, enabled=enabled)
         self._in_a_row, self._most = torch.zeros(2, device=device)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, unscaled, so that hooks see the true ones."""
+    def backward(
+        self, loss: Tensor, hits: Tensor, seen: int
+    ) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Gradients of the mean loss over `seen` images, unscaled, so that hooks see the true ones.
+
+        The gradients are those of the whole batch, of which each process has a share. Returns its
+        loss, hits and images.
+        """
         if self._scaler.is_enabled():  # what a recording that failed half-way has left
             self._scaler._per_optimizer_states.clear()
         self._scaler.scale(loss).backward()
+        whole = whole_batch(self._steps.param_groups[0]["params"], loss, hits, seen)
         self._scaler.unscale_(self._steps)
+        return whole
 
     def step(self, optimizers: Sequence[Optimizer]) -> None:
         """Step these optimizers, or none of them if a gradient of `backward` overflowed."""

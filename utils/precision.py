@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from utils.config import flag
 from utils.errors import UsageError
+from utils.ranks import world
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Graphs of one network: training and evaluation, two image sizes, whatever is trainable then.
@@ -42,6 +43,9 @@ class Precision:
         "them: the same bits, less time between kernels; off runs them one kernel at a time",
         choices=("auto", "off"), identity=False)
 
+    sync_bn: bool = flag(
+        False, "let BatchNorm see the whole batch of all GPUs under torchrun, not each its share")
+
     @property
     def scales_loss(self) -> bool:
         """Whether gradients would underflow without loss scaling."""
@@ -55,6 +59,8 @@ class Precision:
         """
         if self.tf32 and self.full_float32:
             raise UsageError("--tf32 and --full_float32 contradict each other: choose one")
+        if self.sync_bn and (world() == 1 or device.type != "cuda"):
+            raise UsageError("--sync_bn is for several GPUs under torchrun: drop it")
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = not self.full_float32
         self._make_deterministic(device.type == "cuda" and self.deterministic == "on")
@@ -75,7 +81,9 @@ class Precision:
         torch.utils.deterministic.fill_uninitialized_memory = not wanted
 
     def prepare(self, network: nn.Module) -> None:
-        """Compile `network` in place if asked to; its state-dict keys stay what they are."""
+        """Synchronise and compile `network` in place if asked to; its state-dict keys stay."""
+        if self.sync_bn:
+            _synchronise(network)
         if self.compile:
             import torch._dynamo
 
@@ -101,6 +109,15 @@ class Precision:
     def uncompiled(self) -> AbstractContextManager:
         """Within, compiled networks run by their own code, which has second derivatives."""
         return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
+
+
+def _synchronise(network: nn.Module) -> None:
+    if any(type(module).__module__.startswith("timm.") for module in network.modules()):
+        from timm.layers import convert_sync_batchnorm  # keeps what timm's layers do besides
+
+        convert_sync_batchnorm(network)
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def _autocasts(device: torch.device, dtype: torch.dtype) -> bool:
