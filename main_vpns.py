@@ -60,7 +60,6 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
     folder = from_first(partial(run_folder, config))
     device = choose_device(config.run.device, config.run.gpu)
     config.precision.begin(device)
-    check_fit(config)
     from_first(partial(prepare, config, folder))
     with Run(folder, flatten(config), stop) as opened, one_end(stop.meant, one_line):
         levels = [Level(opened, density) for density in config.levels]

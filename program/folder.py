@@ -11,7 +11,7 @@ from data import SPECS, Data
 from models.backbones import weights_file
 from program.flags import DENSITIES
 from program.given import check_given
-from program.plan import size_notes
+from program.plan import check_fit, size_notes
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
@@ -90,6 +90,7 @@ def prepare(config: Config, folder: Path) -> None:
     refuse_links(folder, named_folder(config, folder))
     check_resumed(config.run.resume, folder)
     check_given(config, folder)
+    check_fit(config)
     if place := open_to_all(folder, named_folder(config, folder)):
         note(f"everybody may write to {place}, and what is put there passes for results: "
              "chmod o-w would keep it yours")

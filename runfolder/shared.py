@@ -60,12 +60,12 @@ class Shared:
                 tensors = make()
                 passes = self._log.passes - before
                 save_model(path, tensors, {"passes": passes}, self._scratch)
-                _lock_of(path).unlink(missing_ok=True)  # who waits for it finds the result
             else:
                 self._log.add_passes(passes)
             return tensors
         finally:
-            for file in held:
+            for file in held:  # who waits for it finds the result, or makes it
+                _lock_of(path).unlink(missing_ok=True)
                 file.close()
 
     def _find(

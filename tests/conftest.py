@@ -85,6 +85,9 @@ class TinyView:
     def __len__(self) -> int:
         return -(-self.images // self._batch)
 
+    def whole(self):
+        return self
+
     def batches(self, *key: object, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self.images, generator=generator(self.name, *key))
         for rows in order.split(self._batch)[start:]:

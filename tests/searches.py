@@ -118,6 +118,9 @@ class FixedView(TinyView):
         super().__init__("fixed", len(y), batch_size)
         self.x, self.y = x, y
 
+    def whole(self):
+        return self
+
     def batches(self, *key: object, start: int = 0) -> Any:
         for rows in torch.arange(self.images).split(self._batch)[start:]:
             yield self.x[rows], self.y[rows]

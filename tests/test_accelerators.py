@@ -232,6 +232,9 @@ def test_a_scaled_step_waits_for_nothing() -> None:
 class MetaView(TinyView):
     """Batches on the meta device, whose tensors have no values: reading one is an error."""
 
+    def whole(self):
+        return self
+
     def batches(self, *key: object, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in super().batches(*key, start=start):
             yield images.to("meta"), labels.to("meta")

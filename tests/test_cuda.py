@@ -47,6 +47,9 @@ WAYS = {
 class GpuView(TinyView):
     """A view whose batches lie on the GPU."""
 
+    def whole(self):
+        return self
+
     def batches(self, *key: object, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return ((x.to(GPU), y.to(GPU)) for x, y in super().batches(*key, start=start))
 

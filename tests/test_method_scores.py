@@ -225,6 +225,9 @@ def test_grasp_reads_no_further_than_it_needs() -> None:
     class Counting(FixedView):
         read = 0
 
+        def whole(self):
+            return self
+
         def batches(self, *key: object, start: int = 0):
             for batch in super().batches(*key, start=start):
                 self.read += 1
@@ -239,6 +242,9 @@ def test_grasp_reads_no_further_than_it_needs() -> None:
 
 def test_images_of_the_set_survive_a_view_that_uses_its_memory_again() -> None:
     class Reusing(FixedView):
+        def whole(self):
+            return self
+
         def batches(self, *key: object, start: int = 0):
             memory = torch.empty(self._batch, 3, 1, 1, dtype=torch.float64)
             for x, y in super().batches(*key, start=start):

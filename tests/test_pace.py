@@ -42,14 +42,6 @@ def test_the_minutes_count_from_the_last_state() -> None:
     assert not pace.late()
 
 
-def test_a_late_state_is_not_put_off_to_its_epoch() -> None:
-    clock = Clock()
-    pace = Pace(5, 2, clock)
-    assert not pace.due(1, 9)
-    clock.now += 120
-    assert pace.due(1, 9)
-
-
 def test_no_minutes_are_never_over() -> None:
     clock = Clock()
     pace = Pace(minutes=0, clock=clock)

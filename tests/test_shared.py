@@ -265,7 +265,7 @@ def test_an_interrupted_dense_phase_goes_on_where_it_stopped(tmp_path: Path) -> 
     stopped = MemoryLog(stop_after=5)
     with pytest.raises(Interrupted):
         shared_find(tmp_path / "parts", "omp", epochs=3, log=stopped)
-    assert not (tmp_path / "parts").exists()
+    assert not [*(tmp_path / "parts").iterdir()]
     again = MemoryLog(state=stopped.states[-1])
     resumed = shared_find(tmp_path / "parts", "omp", epochs=3, log=again)
     assert torch.equal(flat(whole.masks), flat(resumed.masks)) and same_state(whole, resumed)
