@@ -10,6 +10,7 @@
 #   NETWORK=vgg16 DATASET=dtd GPUS="0 1" bash vpns.sh
 #   METHODS="dense vpns hydra" SEEDS=7 bash vpns.sh --batch_size 64
 #   PRESET=paper METHODS="vpns hydra omp" bash vpns.sh
+#   LAUNCHER=slurm JOBS=16 SBATCH_PARTITION=gpu bash vpns.sh
 #   DRY_RUN=1 bash vpns.sh               # print the commands only
 #
 # Variables: NETWORK, DATASET, METHODS (or METHOD), SEEDS, DENSITIES (shares of weights kept; the
@@ -18,6 +19,11 @@
 # optimizers below. PRESET=paper takes epochs and optimizers of each method from the paper, unless
 # their variables are set. Relative paths count from this folder. Arguments go to main_vpns.py,
 # last, so they win.
+#
+# LAUNCHER=slurm hands the cells to Slurm as an array of jobs of CPUS (4) cores and a GPU each, JOBS (8)
+# at a time, and the report as a job that comes when all have ended: each cell saves before its time is up and queues itself again
+# (docs/slurm/vpns.sbatch). sbatch reads its options from its own variables, such as SBATCH_PARTITION,
+# SBATCH_ACCOUNT and SBATCH_TIMELIMIT. RETRIES (2) is how often a cell that ends with code 1 tries again.
 #
 # Repeating a command continues what was stopped and skips what is done. A cell that fails does not
 # stop the others. In SAVE_DIR/EXPERIMENT, each try of a cell has a log of its own (logs/CELL.log,
@@ -60,6 +66,12 @@ option --score_vp_lr SCORE_VP_LR 0.0001
 CDPATH='' cd -- "$(dirname -- "$0")"
 . ./utils/python_env.sh
 if [ -z "${GPUS+set}" ] && nvidia-smi -L >/dev/null 2>&1; then GPUS=0; fi
+launcher=${LAUNCHER:-local}
+case $launcher in
+    local) ;;
+    slurm | cell | report) GPUS=${GPUS-auto} ;;  # the latter two are its jobs; Slurm gives the GPU
+    *) fail "LAUNCHER is local or slurm, not $launcher" ;;
+esac
 read -r -a slots <<<"$(tr ',' ' ' <<<"${GPUS:-cpu}")"
 if [ ${#slots[@]} = 0 ]; then slots=(cpu); fi
 results=$save_dir/$experiment
@@ -70,7 +82,11 @@ build() {  # METHOD SEED SLOT: the command of one cell, into `cell`
         --network "$network" --prune_method "$1" --density_list "${densities// /,}"
         ${flags[@]+"${flags[@]}"} --seed "$2" --save_dir "$save_dir")
     if [ -n "${DATA:-}" ]; then cell+=(--data "$DATA"); fi
-    if [ "$3" = cpu ]; then cell+=(--device cpu); else cell+=(--gpu "$3"); fi
+    case $3 in
+        cpu) cell+=(--device cpu) ;;
+        auto) ;;
+        *) cell+=(--gpu "$3") ;;
+    esac
     cell+=(${extra[@]+"${extra[@]}"})
 }
 
@@ -118,6 +134,44 @@ trap 'ask_to_stop USR2' USR2
 find_python requirements.txt || [ -n "$stop" ] || fail "no Python with the packages of" \
     "requirements.txt: run bash quickstart.sh once, or name one: PYTHON=/path/to/python3"
 mkdir -p -- "$logs" || fail "cannot make $logs: choose another folder with SAVE_DIR"
+
+write_report() {  # RUNS: logs of runs, and folders
+    "$PYTHON" -m utils.report "$@" --out "$results/report"
+}
+
+submit() {  # sbatch's OPTIONS, what vpns.sh is to do, its arguments: the number of the job
+    sbatch --parsable --job-name="vpns-$experiment" "${options[@]}" \
+        docs/slurm/vpns.sbatch env LAUNCHER="$1" bash vpns.sh "${@:2}"
+}
+
+case $launcher in
+    slurm)
+        [ -n "$(command -v sbatch)" ] || fail "LAUNCHER=slurm needs sbatch: run it where Slurm is"
+        options=(--array="1-${#cells[@]}%${JOBS:-8}" --output="$logs/slurm-%A_%a.log"
+            --cpus-per-task="${CPUS:-4}")
+        if [ "${slots[0]}" = cpu ]; then options+=(--gpus=0); fi
+        export RETRIES=${RETRIES:-2}
+        array=$(submit cell ${extra[@]+"${extra[@]}"}) || exit 1
+        options=(--dependency="afterany:$array" --gpus=0 --cpus-per-task=1
+            --output="$logs/slurm-report.log")
+        report=$(submit report) || exit 1
+        for i in "${!cells[@]}"; do
+            echo "queued   $network-$dataset-${cells[i]/ /-seed}: $logs/slurm-${array}_$((i + 1)).log"
+        done
+        echo "queued   the report, job $report: $results/report"
+        exit 0
+        ;;
+    cell)
+        set_threads $(($(nproc) / ${SLURM_CPUS_PER_TASK:-$(nproc)}))
+        read -r method seed <<<"${cells[$((SLURM_ARRAY_TASK_ID - 1))]}"
+        build "$method" "$seed" "${slots[0]}"
+        exec "${cell[@]}"
+        ;;
+    report)
+        write_report "$results"
+        exit
+        ;;
+esac
 set_threads ${#slots[@]}
 
 new_log() {  # NAME: a log that no other try writes to, into `log`
@@ -201,7 +255,7 @@ if [ ${#done_logs[@]} -gt 0 ]; then
     if compgen -G "$results/*/*/config.json" >/dev/null; then runs+=("$results"); fi
     echo
     code=0
-    "$PYTHON" -m utils.report "${runs[@]}" --out "$results/report" || code=$?
+    write_report "${runs[@]}" || code=$?
     exit_code=$((exit_code ? exit_code : code))
 fi
 for failure in ${failures[@]+"${failures[@]}"}; do echo "failed: $failure" >&2; done

@@ -107,6 +107,7 @@ def run_epoch(training: Training) -> Counts | None:
         training.tallies = {view: Tally(training.device) for view in stage.views}
     rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
     run_steps(training)
+    together.require_same(tensors_of(training), training.place())
     row = {"stage": stage.name, "epoch": training.epoch, "lr": rates}
     for view, tally in training.tallies.items():
         row |= tally.counts().named(view)
@@ -116,7 +117,6 @@ def run_epoch(training: Training) -> Counts | None:
         for schedule in training.schedules:
             schedule.step()
         training.epoch, training.step = training.epoch + 1, 0
-        together.require_same(tensors_of(training), training.place())
         log.epoch(row, training.model)
         if log.wants_state(training.epoch, stage.epochs):
             save(training)
