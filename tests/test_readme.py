@@ -17,7 +17,8 @@ SWEEPS = sorted({command.strip() for command in re.findall(COMMAND.format(r"vpns
 QUICKSTARTS = sorted({c.strip() for c in re.findall(COMMAND.format("quickstart"), TEXT)})
 PROGRAM = sorted({words.strip() for words in re.findall(r"main_vpns\.py( --[^`#\n]+)", TEXT)})
 REAL = {"D": "digits"}  # for placeholders that are no value
-OF_OTHERS = {"out", "time", "case", "size", "batch", "keep_memory", "files"}
+OF_OTHERS = {"out", "time", "case", "size", "batch", "keep_memory", "files", "processes",
+             "nproc_per_node", "nodes", "gpus", "max"}  # fmt: skip
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,19 +12,22 @@ import pytest
 import ranks
 import torch
 import torch.nn.functional as F
-from cli import Done, at_call, call, files, hashes, only_run
+from cli import ROOT, SMALL, Done, at_call, call, files, hashes, only_run, wait_for
 from cli import run as alone
 from conftest import CLASSES, TinyView, tiny_model
-from test_data_folders import SPLIT, tree
+from test_data_folders import tree
 from test_families import OWN
 
+from data import cache as data_cache
+from data import decoding
 from pruning.measure import evaluate, hits
 from pruning.scores import LearnedScores
 from runfolder.run import Run
 from runfolder.states import States
 from utils import together
-from utils.errors import NumericError
+from utils.errors import DataError, NumericError
 from utils.ranks import rank, share, world
+from utils.signals import Stop
 
 WORDS = ("--density_list", "0.2", "--epochs", "2")
 
@@ -186,27 +190,33 @@ def test_a_rest_of_fewer_images_than_processes_is_refused(tmp_path):
     assert done[1].err == done[2].err == ""
 
 
-def test_each_process_decodes_its_share_alone(tmp_path):
-    names = [f"train/{name}" for name in SPLIT for _ in "x"] + ["test/a/1", "test/b/2"]
+@pytest.fixture
+def folders(tmp_path) -> tuple:
+    """Class folders of 16 training and 2 test images, as words of a command."""
+    names = [f"train/{name}/{i}" for name in "ab" for i in range(8)] + ["test/a/1", "test/b/2"]
     data = tree(tmp_path / "images", *names)
-    log = tmp_path / "decoded"
+    return (*WORDS, "--dataset", "imagefolder", "--data", data, "--train_images", 0,
+            "--batch_size", 4, "--epochs", 1)  # fmt: skip
 
-    def watched(number: int) -> None:
-        import data.picture as picture
 
-        plain = picture.decode
+@pytest.mark.parametrize("cache", [0, 1])
+def test_each_process_decodes_its_share_alone(tmp_path, folders, cache):
+    def watch(number: int) -> None:
+        plain = decoding.decode
 
-        def decode(path, *args, **options):
-            with open(f"{log}-{number}", "a") as file:
+        def decode(path: Path) -> torch.Tensor:
+            with open(tmp_path / f"decoded-{number}", "a") as file:
                 print(path, file=file)
-            return plain(path, *args, **options)
+            return plain(path)
 
-        picture.decode = decode
+        decoding.decode, data_cache.BATCH = decode, 2
 
-    words = [*WORDS, "--dataset", "imagefolder", "--data", data, "--train_images", 0,
-             "--batch_size", 4, "--epochs", 1]  # fmt: skip
-    done = ranks.run(tmp_path / "runs", 2, *words, before=watched)
+    done = ranks.run(tmp_path / "runs", 2, *folders, "--cache_gb", cache, before=watch)
     assert ended(done) == [0, 0], done
+    first, second = ((tmp_path / f"decoded-{n}").read_text().splitlines() for n in (0, 1))
+    if cache:  # each image once, in one process
+        assert len({*first, *second}) == len(first) + len(second) == 18
+    assert abs(len(first) - len(second)) <= 0.25 * len(first)
 
 
 # One writer
@@ -265,12 +275,13 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(whole, tmp
     assert ended(again) == [0, 0] and hashes(again[0].folder) == hashes(whole)
 
 
-def test_another_number_of_processes_goes_on_with_a_note(tmp_path):
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+def test_another_number_of_processes_goes_on_with_a_note(tmp_path, before, now):
     save_dir = tmp_path / "runs"
-    ranks.run(save_dir, 2, *WORDS, before=partial(stop_one, 0, 4, "SIGTERM"))
-    done = ranks.run(save_dir, 3, *WORDS)
-    assert ended(done) == [0, 0, 0]
-    assert "no longer bit-identical, changed: processes 2 -> 3" in done[0].out
+    ranks.run(save_dir, before, *WORDS, before=partial(stop_one, 0, 4, "SIGTERM"))
+    done = ranks.run(save_dir, now, *WORDS)
+    assert ended(done) == [0] * now and "continuing search" in done[0].out
+    assert f"no longer bit-identical, changed: processes {before} -> {now}" in done[0].out
 
 
 def test_a_difference_between_the_processes_stops_the_run_and_saves_nothing(tmp_path):
@@ -291,18 +302,15 @@ def test_a_difference_between_the_processes_stops_the_run_and_saves_nothing(tmp_
     assert not States(only_run(save_dir) / "d0.2").numbers()
 
 
-def test_an_error_of_one_process_is_told_by_the_first(tmp_path):
-    names = [f"train/{name}" for name in SPLIT] + ["test/a/1", "test/b/2"]
-    data = tree(tmp_path / "images", *names)
-
+def test_an_error_of_one_process_is_told_by_the_first(tmp_path, folders):
     def break_one(number: int) -> None:
         if number == 1:
-            for path in sorted(data.glob("train/*/*"))[::2]:
-                path.write_bytes(b"no picture")
+            decoding.decode = lambda path: (_ for _ in ()).throw(DataError(f"{path} is damaged"))
 
-    words = ["--dataset", "imagefolder", "--data", data, "--train_images", 0, "--batch_size", 4]
-    done = ranks.run(tmp_path / "runs", 2, *WORDS, *words, before=break_one)
-    assert 4 in ended(done) and 0 not in ended(done), done
+    done = ranks.run(tmp_path / "runs", 2, *folders, "--cache_gb", 0, before=break_one)
+    assert ended(done) == [4, 4], done
+    assert done[0].error.startswith("process 1: ") and "is damaged" in done[0].error
+    assert done[1].err == ""
 
 
 @pytest.mark.parametrize(
@@ -335,12 +343,53 @@ def test_evaluate_gives_one_answer(whole):
 
 def test_a_run_folder_in_use_is_refused_by_all(tmp_path):
     first = alone(tmp_path / "runs", *WORDS, "--epochs", 0).folder
-    with Run(first, json.loads((first / "config.json").read_text()), main_stop()):
+    with Run(first, json.loads((first / "config.json").read_text()), Stop()):
         done = ranks.run(tmp_path / "runs", 2, *WORDS, "--epochs", 0)
     assert ended(done)[0] == 1 and "is in use by" in done[0].error
 
 
-def main_stop():
-    from utils.signals import Stop
+# As torchrun starts them
 
-    return Stop()
+
+def torchrun(save_dir: Path, *options: str) -> subprocess.Popen:
+    """Two processes of a small run under torchrun itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *options,
+               "main_vpns.py", *SMALL, "--save_dir", save_dir, "--density_list", "0.2",
+               "--epochs", "30"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, **pipes)
+
+
+def curves(save_dir: Path) -> list[Path]:
+    return [*save_dir.glob("*/*/seed*/metrics.jsonl")]
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started."""
+    return [*map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
+
+
+@pytest.mark.slow
+def test_torchrun_is_stopped_by_a_signal_and_its_command_goes_on(tmp_path):
+    calm = torchrun(tmp_path / "calm")
+    assert calm.communicate(timeout=200) and calm.returncode == 0
+    stopped = torchrun(tmp_path / "stopped")
+    wait_for(lambda: curves(tmp_path / "stopped"), stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, err = stopped.communicate(timeout=60)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: stopped by SIGTERM; the same command continues from here"]
+    again = torchrun(tmp_path / "stopped")
+    out, _ = again.communicate(timeout=200)
+    assert again.returncode == 0 and out.count("RESULT ") == 1 and "continuing" in out
+    assert hashes(only_run(tmp_path / "calm")) == hashes(only_run(tmp_path / "stopped"))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_that_has_lost_a_process(tmp_path):
+    process = torchrun(tmp_path / "runs", "--max-restarts=1")
+    wait_for(lambda: curves(tmp_path / "runs"), process)
+    os.kill(workers(process)[-1], signal.SIGKILL)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0 and out.count("RESULT ") == 1

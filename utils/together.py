@@ -42,6 +42,8 @@ def begin(device: str) -> None:
     on_gpus = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     try:
         store, _, _ = next(rendezvous("env://", rank(), world(), timeout=PATIENCE))
+        # The store of torchrun outlives the processes of a try that has failed.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store,
                                 rank=rank(), world_size=world(), timeout=PATIENCE)  # fmt: skip
     except (RuntimeError, ValueError) as error:

@@ -1,0 +1,125 @@
+"""What a second process brings: a step of the search against processes, and bytes on the wire.
+
+    python benchmarks/scale.py --network resnet18 --size 64 --batch 64 --processes 1,2
+
+The batch is that of all processes together, each of which has one thread and is started by
+torchrun, by turns, `--repeats` times. "exchange" is the all-reduce of one iteration alone.
+
+On paper, for GPUs that nobody here has: a step of `--step_ms` on one GPU at its share of the batch,
+then the bytes of its iteration through a ring of N, 2 (N - 1) / N of them over each link, at
+`--nvlink` GB/s within a machine and `--network_gb` GB/s between machines, nothing overlapped.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.step import add_case, build_case, search
+from benchmarks.timing import Turns, flags, positive, positives, print_result, print_table, spread
+from models.classifier import PromptedClassifier
+from pruning.masks import prunable
+from utils import together
+from utils.device import choose_device
+from utils.precision import Precision
+from utils.ranks import first, world
+
+HALVES = 2  # half-steps of an iteration
+FLOAT = 4  # bytes
+
+
+def wire(model: PromptedClassifier) -> int:
+    """Bytes that each process adds to the sums of an iteration: what moves, and three numbers.
+
+    The scores move in both half-steps, the prompt in the prompted one.
+    """
+    scores = sum(weight.numel() for weight in prunable(model.network).values())
+    return FLOAT * (HALVES * (scores + 3) + model.prompt.program.numel())
+
+
+def measure(args: Namespace) -> None:
+    """Within torchrun: seconds an iteration, and of its exchange alone."""
+    together.begin(args.device)
+    torch.set_num_threads(1)
+    device, count = choose_device(args.device, None), args.batch // world()
+    precision = Precision()
+    precision.begin(device)
+    model, pair = build_case(Namespace(**{**vars(args), "batch": count}), precision, device)
+    held = torch.zeros(wire(model) // FLOAT // HALVES, device=device)
+
+    def exchange() -> None:
+        for _ in range(HALVES):
+            together.total(held)
+
+    turns = Turns({"search": None, "exchange": exchange}, 3, args.iterations, str(device))
+    search(model, pair, 0.2, turns, turns.steps)
+    if first():
+        seconds = {name: min(values) for name, values in turns.seconds.items()}
+        print_result(processes=world(), bytes=wire(model), **seconds)
+    together.end()
+
+
+def started(args: Namespace, processes: int) -> dict[str, Any]:
+    """What `measure` prints in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={processes}", __file__, *sys.argv[1:]]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VPNS_MEASURE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+
+
+def on_paper(args: Namespace, sent: int, gpus: int, machines: int) -> dict[str, Any]:
+    """The speed-up of so many GPUs over one, by the assumptions above."""
+    count = gpus * machines
+    speed = args.nvlink if machines == 1 else args.network_gb
+    exchange = 1000 * 2 * (count - 1) / count * sent / (speed * 1e9)
+    step = args.step_ms + exchange
+    return {"GPUs": count, "machines": machines, "exchange ms": exchange, "step ms": step,
+            "times as fast": count * args.step_ms / step}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = flags(__doc__)
+    add_case(parser, batch=64)
+    parser.add_argument("--processes", type=positives, default=[1, 2])
+    parser.add_argument("--iterations", type=positive, default=4, help="iterations a turn")
+    parser.add_argument("--repeats", type=positive, default=3, help="starts of each number")
+    parser.add_argument("--step_ms", type=float, default=100.0, help="an iteration on one GPU")
+    parser.add_argument("--nvlink", type=float, default=300.0, help="GB/s within a machine")
+    parser.add_argument("--network_gb", type=float, default=40.0, help="GB/s between machines")
+    args = parser.parse_args(argv)
+    if "VPNS_MEASURE" in os.environ:
+        measure(args)
+        return
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in args.processes}
+    for _ in range(args.repeats):
+        for number in args.processes:
+            found[number].append(started(args, number))
+    base = [one["search"] for one in found[args.processes[0]]]
+    rows = [
+        {"processes": number,
+         "ms": 1000 * statistics.median(one["search"] for one in results),
+         "times as fast": spread([a / b["search"] for a, b in zip(base, results, strict=True)]),
+         "exchange ms": 1000 * statistics.median(one["exchange"] for one in results),
+         "MiB sent": results[0]["bytes"] / 2**20}
+        for number, results in found.items()
+    ]  # fmt: skip
+    print_table(rows)
+    sent = found[args.processes[0]][0]["bytes"]
+    paper = [on_paper(args, sent, 8, machines) for machines in (1, 4)]
+    print_table(paper)
+    print_result(rows=rows, paper=paper)
+
+
+if __name__ == "__main__":
+    main()
