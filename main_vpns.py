@@ -23,7 +23,6 @@ import torch
 from data import Data, load_data
 from models import PromptedClassifier
 from program.data_check import check_data
-from program.evaluation import evaluate_checkpoint
 from program.failures import one_line
 from program.folder import prepare, run_folder, shared
 from program.given import given_masks, own_density
@@ -39,6 +38,7 @@ from program.record import (
     save_level,
 )
 from program.settings import Config, read_config
+from program.use import use
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
 from pruning.measure import Counts, evaluate
@@ -102,7 +102,7 @@ def make_level(
 ) -> dict[str, Any]:
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
     model = one_first(partial(build_model, config, len(data.classes), device))
-    remap = partial(mapping.remap, model)
+    model.names, remap = data.classes, partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
     masks, row, test = ended or search_masks(config, level, data, model, mapping)
     if config.finetunes and not level.log.reached("post_prompt"):
@@ -191,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop.ignore()
             return 0
         with one_end(stop.meant, one_line):
-            evaluated = config.run.evaluate is not None
-            result = evaluate_checkpoint(config, typed) if evaluated else run(config, stop)
+            result = use(config, typed) or run(config, stop)
         stop.ignore()
         end()
         print("RESULT " + json.dumps(result, allow_nan=False))

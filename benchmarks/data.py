@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
-from benchmarks.reference_run import loader
 from benchmarks.timing import (
     Turns,
     add_device,
@@ -43,6 +45,38 @@ from utils.memory import keep_freed_memory
 SIDE = 32
 # So many images that the authors' epoch takes some two seconds: (size, images).
 EPOCHS = {32: 8192, 64: 6144, 224: 1536}
+
+
+class PilImages(Dataset):
+    """Images as PIL opens them, through a transform, with their labels."""
+
+    def __init__(self, part: Part, transform: transforms.Compose) -> None:
+        self._images, self._labels = part.images, part.labels.tolist()
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        if isinstance(self._images, FileImages):
+            image = Image.open(self._images.path(row))
+        else:
+            image = transforms.functional.to_pil_image(self._images.pixels[row])
+        return self._transform(image), self._labels[row]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image with three channels."""
+    return image.convert("RGB")
+
+
+def loader(part: Part, size: int, batch: int) -> DataLoader:
+    """The authors': batches from two workers, started anew for each epoch."""
+    side = clean_size(size)
+    cuts = [transforms.RandomCrop(size), transforms.RandomHorizontalFlip()]
+    steps = [transforms.Resize((side, side)), *cuts, to_rgb, transforms.ToTensor()]
+    images = PilImages(part, transforms.Compose(steps))
+    return DataLoader(images, batch, shuffle=True, num_workers=2)
 
 
 def clean_view(
@@ -71,7 +105,7 @@ def random_part(count: int, folder: Path | None) -> Part:
 
 def compare(part: Part, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table for one size: images a second, and the ratio to the authors' loader."""
-    authors = loader(part, size, args.batch, augment=True)
+    authors = loader(part, size, args.batch)
     cached, uncached = (clean_view(part, size, args, limit) for limit in (None, 0))
     contenders = {  # each takes every batch to the device and lets it go
         "authors": lambda: deque((x.to(args.device) for x, _ in authors), maxlen=0),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that a GPU must show, in some minutes on one card: the tests marked cuda, then what selection,
-# steps, data and a whole run cost there. Needs no network; any Python that has torch does.
+# steps, epochs and data cost there. Needs no network; any Python that has torch does.
 #
 #   bash benchmarks/gpu.sh                   # writes docs/results/gpu
 #   OUT=/tmp/gpu bash benchmarks/gpu.sh --device cpu   # the same commands, small, to try the script
@@ -58,6 +58,5 @@ part epoch-224 benchmarks/epoch.py --device "$device" --size 224 --batch 256 --i
 part data benchmarks/data.py --device "$device" --sizes 32,224 --batch 128 "${images[@]}"
 part data-files benchmarks/data.py --device "$device" --sizes 224 --batch 128 --files \
     --workers "$(getconf _NPROCESSORS_ONLN)" "${images[@]}"
-part job benchmarks/job.py --device "$device" --case b --seeds 7
 part tests -m pytest -q -m cuda -p no:cacheprovider tests/test_cuda.py
 "$PYTHON" benchmarks/gpu_table.py "$OUT"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 Contender = Callable[[], object]
 Ratio = dict[str, float]  # median, min, max
 
@@ -38,8 +40,6 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def clock(device: str) -> float:
     """Seconds, when `device` has done all its work."""
     if device.startswith("cuda"):
-        import torch  # job.py has none in its own process
-
         torch.cuda.synchronize(device)
     return time.perf_counter()
 

@@ -20,7 +20,7 @@ def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], 
 
     The file holds a mask as "not zero"; `kept_zeros` lists the flat indices of kept weights that
     happen to be exactly zero, so that the mask comes back to the last weight. Of more than LISTED
-    in one weight it holds a bit a weight, in base64.
+    in one weight it holds a bit a weight, in base64. docs/format.md says what each value is.
     """
     tensors = dict(model.network.state_dict())
     kept_zeros = {}
@@ -34,11 +34,13 @@ def export(model: PromptedClassifier, masks: Masks) -> tuple[dict[str, Tensor], 
             kept_zeros[name] = zeros.nonzero().flatten().tolist()
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     meta = {
+        "classes": list(model.names),
         "masks": sorted(masks),
         "kept_zeros": kept_zeros,
         "label_map": None if model.label_map is None else model.label_map.tolist(),
         "normalisation": normalisation,
         "program": None if model.prompt is None else pack_tensor(model.prompt.program),
+        "prompt_pixels": None if model.prompt is None else pack_tensor(model.prompt.finished()),
     }
     return tensors, meta
 
@@ -99,5 +101,9 @@ def restore(
     label_map = meta["label_map"]
     if label_map is not None:
         label_map = torch.tensor(label_map, device=model.mean.device)
-    model.label_map = label_map
+    model.label_map, model.names = label_map, tuple(meta.get("classes", ()))
     model.check_map()
+    if model.names and len(model.names) != model.classes or not all(
+        isinstance(name, str) for name in model.names
+    ):
+        raise ValueError(f"{len(model.names)} names for {model.classes} classes")

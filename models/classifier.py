@@ -33,6 +33,7 @@ class PromptedClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_map", None)
         self.precision, self._head = Precision(), head
+        self.names: tuple[str, ...] = ()  # of the target classes, where they are known
 
     def use(self, precision: Precision) -> None:
         """Run the network in this precision from now on."""

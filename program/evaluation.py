@@ -1,9 +1,14 @@
 """`--evaluate`: measure a checkpoint of ours, of the authors, or of the model zoo."""
 
+import unicodedata
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from data import load_data
+from models import PromptedClassifier
 from models.backbones import backbone
 from models.fit import require_fit
 from models.zoo import ZOO, fetch
@@ -14,7 +19,7 @@ from pruning.masks import kept_count, total_count
 from pruning.measure import evaluate
 from utils.config import flatten, replace_flags
 from utils.device import choose_device
-from utils.errors import UsageError
+from utils.errors import UsageError, printable
 from utils.together import one_first
 
 PIXELS = 2**24  # at a time, whatever size a file asks for
@@ -51,6 +56,7 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
     if model.classes != len(data.classes):
         raise UsageError(f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
                          f"{len(data.classes)}: name its dataset with --dataset")
+    notes = [] if config.run.classes_by_position else put_in_order(model, data.classes)
     clean = evaluate(model, data.test)
     prompted = model.prompt and evaluate(model, data.test, prompted=True)
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
@@ -58,5 +64,27 @@ def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
         "checkpoint": str(path), "network": config.network.network, "dataset": config.data.dataset,
         "clean": percent(clean), "prompted": percent(prompted), "claimed": checkpoint.claimed,
         "kept": kept, "prunable": total, "sparsity": round(1 - kept / total, 9),
-        "images": clean.seen, "notes": [*checkpoint.notes, *data.notes],
+        "images": clean.seen, "notes": [*checkpoint.notes, *data.notes, *notes],
     }  # fmt: skip
+
+
+def put_in_order(model: PromptedClassifier, classes: Sequence[str]) -> list[str]:
+    """Give the outputs of a model the order that the classes of a dataset have; a line if it does.
+
+    Raises UsageError for other classes than those that the model has learned.
+    """
+    learned, here = (list(map(_composed, names)) for names in (model.names, classes))
+    if not learned or learned == here:
+        return []
+    if other := sorted({*here} - {*learned}):
+        missing = ", ".join(map(printable, sorted({*learned} - {*here})[:3]))
+        raise UsageError(f"the model has not learned the class {printable(other[0])!r}, but "
+                         f"{missing}: --classes_by_position takes the names for other words")
+    order = torch.tensor([learned.index(name) for name in here], device=model.mean.device)
+    model.label_map = order if model.label_map is None else model.label_map[order]
+    return ["the classes come in another order than in training: mapped by their names"]
+
+
+def _composed(name: str) -> str:
+    """A name as one sequence of letters: folders of a Mac have accents apart."""
+    return unicodedata.normalize("NFC", name)

@@ -66,6 +66,24 @@ class RunConfig:
         None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
         "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
         group="evaluation")
+    predict: tuple[str, ...] | None = flag(
+        None, "name the class of pictures, or of those in folders, by the network of --model, and "
+        "stop", parse=str, many=True, group="use")
+    export: str | None = flag(
+        None, "write a model.safetensors as programs that need nothing of this project (.pt2, "
+        "ONNX) into the folder --to, and stop", group="use")
+    pack: str | None = flag(
+        None, "write a model.safetensors as a small file, --to, and stop", group="use")
+    profile: str | None = flag(
+        None, "measure sizes, arithmetic and time of a model.safetensors, and stop", group="use")
+    model: str | None = flag(None, "model.safetensors for --predict", group="use")
+    to: str | None = flag(
+        None, "where --export and --pack write, and --predict a CSV", group="use")
+    clean: bool = flag(False, "leave the prompt out in --predict and --export", group="use")
+    half: bool = flag(False, "let --pack keep weights in float16", group="use")
+    classes_by_position: bool = flag(
+        False, "let --evaluate take classes of other names for those of the model, by their places",
+        group="evaluation")
     density: float | None = flag(
         None, "density of an authors' checkpoint with scores (default: the model zoo's)",
         parse=parse_density, group="evaluation")

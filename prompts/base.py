@@ -68,6 +68,11 @@ class VisualPrompt(nn.Module):
         return F.pad(x, (before, after, before, after)) if before or after else x
 
     @torch.no_grad()
+    def finished(self) -> Tensor:
+        """What a forward pass adds to the canvas now, (3, H, H)."""
+        return self.pixels() * self.visible()
+
+    @torch.no_grad()
     def picture(self) -> Tensor:
         """The prompt at all places where it may show, (3, H, H) in [0, 1]; 0.5 adds nothing."""
         return (self.pixels() * self.region / 2 + 0.5).clamp(0, 1)

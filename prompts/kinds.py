@@ -68,6 +68,11 @@ class RandomPrompt(SigmoidPrompt):
     def visible(self) -> Tensor:
         return self._shown
 
+    def finished(self) -> Tensor:
+        """In the top left corner, as any other place would be as good."""
+        corner = square(self.output_size, 0, self.mask_size).to(self.region)
+        return (self.pixels() * corner).detach()
+
 
 def square(output_size: int, start: int, size: int) -> Tensor:
     """1 in a square of `size` pixels from `start` on both axes, else 0, (H, H)."""

@@ -209,5 +209,4 @@ def meta(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        (text,) = file.metadata().values()
-    return json.loads(text)
+        return json.loads(file.metadata()["vpns"])

@@ -1,12 +1,10 @@
 """What the benchmarks refuse before they measure anything: an error and exit code 2."""
 
-import gzip
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from benchmarks import data, job, step
+from benchmarks import data, step
 
 REFUSED = [
     (step, "--repeats 0", "argument --repeats: '0' is not a whole number above 0"),
@@ -19,8 +17,6 @@ REFUSED = [
     (data, "--repeats 0", "argument --repeats: '0' is not a whole number above 0"),
     (data, "--sizes 32,", "argument --sizes: '' is not a whole number above 0"),
     (data, "--images 0", "argument --images: '0' is not a whole number above 0"),
-    (job, "--seeds 7,seven", "argument --seeds: 'seven' is not a whole number above 0"),
-    (job, "--case c", "argument --case: invalid choice: 'c'"),
 ]
 
 
@@ -29,7 +25,7 @@ def measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("it went on to measure")
 
-    for module, name in ((step, "measure"), (data, "compare"), (job, "measure")):
+    for module, name in ((step, "measure"), (data, "compare")):
         monkeypatch.setattr(module, name, fail)
 
 
@@ -49,25 +45,8 @@ def test_a_value_that_cannot_be_measured_is_refused(
     assert message in said.err.splitlines()[-1]
 
 
-def test_a_job_names_the_file_that_is_missing(tmp_path: Path) -> None:
-    for kind in ("images-idx3", "labels-idx1"):
-        with gzip.open(tmp_path / f"train-{kind}-ubyte.gz", "wb") as file:
-            file.write(bytes(16))
-    with pytest.raises(SystemExit, match=r"^error: .*t10k-images-idx3-ubyte\.gz.*give --data"):
-        job.main(["--data", str(tmp_path)])
-
-
-@pytest.mark.parametrize("benchmark", [step, data, job])
+@pytest.mark.parametrize("benchmark", [step, data])
 def test_help_names_the_flags(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         benchmark.main(["--help"])
     assert end.value.code == 0 and "--" in capsys.readouterr().out
-
-
-def test_the_help_of_a_job_says_how_long_each_case_takes(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit):
-        job.main(["--help"])
-    said = capsys.readouterr().out
-    assert "--case a" in said and "--case b" in said and "minute" in said

@@ -1,7 +1,6 @@
 """The benchmarks: the reference is the authors' arithmetic, and each command prints its keys."""
 
 import copy
-import gzip
 import json
 import re
 from pathlib import Path
@@ -14,11 +13,10 @@ from conftest import MemoryLog, TinyData, tiny_model
 from torch import Tensor, nn
 
 from benchmarks import data as data_benchmark
-from benchmarks import epoch, gpu_table, job, reference, reference_run, selection, step
+from benchmarks import epoch, gpu_table, reference, selection, step
 from benchmarks.timing import Turns, print_result, ratios
 from data.picture import decode
 from models.classifier import PromptedClassifier
-from program.settings import read_config
 from prompts.kinds import PadPrompt
 from pruning.method import Search
 from pruning.scores import learn_masks
@@ -216,88 +214,16 @@ def test_the_table_of_a_gpu_has_a_row_a_step_and_names_what_failed(
 ) -> None:
     step.main(TINY_STEP)
     (tmp_path / "step-8.log").write_text(capsys.readouterr().out)
-    (tmp_path / "job.log").write_text("FAILED with exit code 3\n")
+    (tmp_path / "data.log").write_text("FAILED with exit code 3\n")
     text = gpu_table.report(tmp_path)
     assert re.search(r"^\| step-8 \| resnet20, 8 px, batch 4 \| \d", text, re.MULTILINE)
-    assert "job:\n\n```\nFAILED with exit code 3" in text
+    assert "data:\n\n```\nFAILED with exit code 3" in text
 
 
 def test_both_loaders_show_the_same_file(tmp_path: Path) -> None:
     part = data_benchmark.random_part(1, tmp_path)
-    pixels, label = reference_run.loader(part, 32, 1, shuffle=False).dataset[0]
-    assert torch.equal(pixels, decode(part.images.path(0)) / 255) and label == 0
-
-
-def test_the_reference_run_writes_a_checkpoint_of_each_stage(tmp_path: Path) -> None:
-    small = ["--input_size", "8", "--output_size", "8", "--train_images", "32"]
-    words = [*job.COMMON.split(), *job.CASES["b"].split(), *job.QUICK.split(), *small]
-    config, _ = read_config([*words, "--save_dir", str(tmp_path)])
-    (row,) = reference_run.run(config)
-    assert {path.name for path in tmp_path.iterdir()} == {"0.2prune.pth", "0.2best.pth"}
-    assert row["density"] == 0.2 and 0 <= row["clean"] <= 100
-
-
-def finished_runs(prunable: int) -> list[dict[str, Any]]:
-    """Runs of a network with so many weights, whose search needs four copies more than dense."""
-
-    def run(kind: str, seed: int, seconds: float, copies: int) -> dict[str, Any]:
-        rows = [{"density": 0.2, "clean": 50.0 + seed, "prunable": prunable}]
-        return {"run": kind, "seed": seed, "seconds": seconds, "memory": 4 * prunable * copies,
-                "rows": rows}  # fmt: skip
-
-    return [run("ours", 1, 2, 8), run("reference", 1, 6, 16), run("reference", 2, 8, 16),
-            run("ours", 2, 4, 8), run("dense", 1, 1, 4)]  # fmt: skip
-
-
-def test_the_job_summary_has_ratios_copies_and_accuracies() -> None:
-    summary = job.summary(finished_runs(11_678_912))
-    assert summary["seconds"] == {"median": 2.5, "min": 2, "max": 3}
-    assert summary["copies_over_dense"]["median"] == 4
-    assert summary["accuracy"] == {"ours": {"0.2": 51.5}, "reference": {"0.2": 51.5}}
-
-
-def test_copies_are_left_out_where_they_are_lost_in_the_noise() -> None:
-    assert "copies_over_dense" not in job.summary(finished_runs(268_336))
-
-
-def test_a_job_says_on_stderr_what_it_runs_and_how_long_it_took(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = iter(finished_runs(268_336))
-    monkeypatch.setattr(job, "run_once", lambda *_: next(runs))
-    job.main(["--case", "b", "--seeds", "1,2"])
-    said = capsys.readouterr()
-    assert said.err.splitlines()[:4] == [
-        "case b, run 1 of 5: ours, seed 1",
-        "case b, run 1 of 5: ours, seed 1: 2.0 s",
-        "case b, run 2 of 5: reference, seed 1",
-        "case b, run 2 of 5: reference, seed 1: 6.0 s",
-    ]
-    assert len(said.err.splitlines()) == 10
-
-
-@pytest.mark.slow
-def test_a_quick_job_measures_three_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    job.main(["--case", "b", "--quick", "--seeds", "7"])
-    found = result(capsys)
-    assert set(found["seconds"]) == set(found["memory"]) == RATIO
-
-
-@pytest.mark.parametrize("case", job.CASES)
-def test_the_flags_of_a_job_are_flags_of_the_program(case: str) -> None:
-    config, _ = read_config([*job.COMMON.split(), *job.CASES[case].split()])
-    assert config.levels == (0.5, 0.2) and config.data.input_size == config.prompt.output_size
-
-
-def test_a_job_cuts_the_first_images_of_fashion_mnist(tmp_path: Path) -> None:
-    (tmp_path / "cut").mkdir()
-    for split, count in job.IMAGES.items():
-        for kind, head, item in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
-            content = bytes(head) + bytes(range(1, 251)) * ((count + 9) * item // 250 + 1)
-            with gzip.open(tmp_path / f"{split}-{kind}-ubyte.gz", "wb", compresslevel=1) as file:
-                file.write(content)
-    job.cut_fashion_mnist(tmp_path, tmp_path / "cut")
-    labels = (tmp_path / "cut" / "t10k-labels-idx1-ubyte").read_bytes()
-    assert labels[4:8] == (1000).to_bytes(4, "big") and len(labels) == 8 + 1000
-    images = (tmp_path / "cut" / "train-images-idx3-ubyte").read_bytes()
-    assert images[4:8] == (2000).to_bytes(4, "big") and len(images) == 16 + 2000 * 784
+    pixels, label = data_benchmark.loader(part, 29, 1).dataset[0]  # cut from 32 px, as the file has
+    whole = decode(part.images.path(0)) / 255
+    cuts = [whole[:, y : y + 29, x : x + 29] for y in range(4) for x in range(4)]
+    assert any(torch.equal(pixels, view) for cut in cuts for view in (cut, cut.flip(2)))
+    assert label == 0

@@ -84,6 +84,11 @@ def signalled(environment: dict[str, str]) -> bool:
     return not subprocess.run(words, env=environment, check=False, capture_output=True).returncode
 
 
+def on_node2(environment: dict[str, str]) -> bool:
+    """Whether a job runs on the second node."""
+    return "node2" in shell(environment, "squeue", "-h", "-t", "RUNNING", "-o", "%N")
+
+
 def states_in(folder: Path) -> list[Path]:
     return [*folder.glob("*/*/d0.2/*"), *folder.glob("*/*/metrics.jsonl")]
 
@@ -96,17 +101,19 @@ def test_a_sweep_that_is_signalled_and_loses_a_node_ends_in_the_report_of_one_wi
     folder = sweep(slurm, tmp_path / "faults")
     wait(lambda: len(states_in(folder)) >= 3)
     wait(lambda: signalled(slurm))
-    wait(lambda: drained(slurm) or [s for _, s, _ in queue(slurm)].count("RUNNING") >= 3)
+    seen = len(states_in(folder))
+    wait(lambda: on_node2(slurm) and len(states_in(folder)) > seen)
     shell(slurm, "scontrol", "update", "nodename=node2", "state=down", "reason=test")
-    time.sleep(5)
-    shell(slurm, "scontrol", "update", "nodename=node2", "state=resume")
+    wait(lambda: not on_node2(slurm))
+    back = ("scontrol", "update", "nodename=node2", "state=resume")
+    wait(lambda: not subprocess.run(back, env=slurm, check=False, capture_output=True).returncode)
     wait(lambda: drained(slurm))
     for name in ("table.csv", "report.md"):
         there, here = (f / "report" / name for f in (calm, folder))
         assert here.read_text().replace("faults", "calm") == there.read_text()
     logs = "".join(path.read_text() for path in folder.glob("logs/slurm-*_*.log"))
     assert "is queued again" in logs and "continuing" in logs
-    assert logs.count("RESULT ") == 8
+    assert logs.count("RESULT ") == 8 and "CANCELLED" in logs
 
 
 def test_a_run_over_two_nodes_that_is_signalled_goes_on_and_ends_like_one_that_is_not(

@@ -113,7 +113,7 @@ def test_the_one_unpickler_looks_names_up_in_a_table_and_imports_none() -> None:
 
 def test_the_scan_sees_the_whole_source() -> None:
     seen = {str(path.relative_to(ROOT)) for path in SOURCES}
-    assert {"main_vpns.py", "utils/tensors.py", "data/load.py", "benchmarks/job.py"} <= seen
+    assert {"main_vpns.py", "utils/tensors.py", "data/load.py", "benchmarks/step.py"} <= seen
 
 
 PLANTED = {

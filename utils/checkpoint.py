@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.errors import VPNsError
 from utils.files import atomic_write, parse_object, side_car, write_streamed
+from utils.packed import META, about
 from utils.tensors import is_safetensors, read_tensors
 
 META_KEY = "vpns"
@@ -29,20 +30,30 @@ def save_model(
     meta: Mapping[str, Any],
     folder: Path | None = None,
 ) -> None:
-    """Write a safetensors file with one metadata key that holds sorted JSON, and its side-car.
+    """Write a safetensors file with metadata of ours, sorted JSON under one key, and its side-car.
 
-    One key, because several are written in an order that changes from run to run. The side-car
-    comes first, so that a model is never without one. `folder` is that of `atomic_write`.
+    The side-car comes first, so that a model is never without one. `folder` is that of
+    `atomic_write`.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-    data = save(plain, metadata={META_KEY: text})
+    data = _ordered(save(plain, metadata={"format": "pt", META_KEY: text}))
     write_streamed(
         path,
         lambda file: file.write(data),
         lambda digest: write_side_car(path, digest, folder),
         folder,
     )
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their keys, which changes otherwise."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,8 +71,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            meta = parse_object(file.metadata()[META_KEY])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+            packed = META in file.keys()  # noqa: SIM118 (it is no dict)
+            meta = about(file.get_tensor(META)) if packed else None
+            meta = meta or parse_object(file.metadata()[META_KEY])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise VPNsError(f"{path} is not a model file of ours: it has no metadata") from error
     if meta is None:
         raise VPNsError(f"{path} is not a model file of ours: its metadata are no JSON object")
@@ -73,7 +86,7 @@ def has_meta(path: Path) -> bool:
     if not is_safetensors(path):
         return False
     with safe_open(path, "pt") as file:
-        return META_KEY in (file.metadata() or {})
+        return META_KEY in (file.metadata() or {}) or META in file.keys()  # noqa: SIM118
 
 
 def pack_tensor(tensor: Tensor) -> dict[str, Any]:

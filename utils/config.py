@@ -24,18 +24,20 @@ def flag(
     choices: Collection[str] | None = None,
     group: str | None = None,
     bare: str | None = None,
+    many: bool = False,
     identity: bool = True,
 ) -> Any:
     """A dataclass field that is a flag, with all its facts.
 
     `parse` turns the typed text into the value and raises ValueError with the reason when it
     cannot; by default it is the type of the default. `bare` is the value of the flag typed without
-    one, where that is allowed. `identity` says whether another value makes another run: not that
+    one, where that is allowed; `many` allows several, which are a tuple. `identity` says whether another value makes another run: not that
     of a flag which changes no number, or which has a folder name of its own (seed, densities).
     """
     parse = parse or (str if default is None else type(default))
     facts = {"help": help, "parse": parse, "choices": choices, "group": group, "bare": bare}
-    return dataclasses.field(default=default, metadata=facts | {"identity": identity})
+    facts |= {"many": many, "identity": identity}
+    return dataclasses.field(default=default, metadata=facts)
 
 
 def nested(prefix: str, default: Any, group: str, identity: bool = True) -> Any:
@@ -146,7 +148,7 @@ def parse_flags(defaults: T, argv: Sequence[str], **parser_options: Any) -> tupl
     known, unknown = parser.parse_known_args(map(_underscored, argv))
     if unknown:
         raise UsageError(_unknown_flag(unknown[0], defaults))
-    typed = vars(known)
+    typed = {n: tuple(v) if isinstance(v, list) else v for n, v in vars(known).items()}
     return replace_flags(defaults, typed), set(typed)
 
 
@@ -167,6 +169,8 @@ def _add_argument(group: Any, name: str, facts: Mapping[str, Any], default: Any)
     options["metavar"] = f"{{{','.join(choices)}}}" if choices else name.rsplit("_")[-1].upper()
     if facts["bare"] is not None:
         options |= {"nargs": "?", "const": facts["bare"]}
+    if facts["many"]:
+        options["nargs"] = "+"
     group.add_argument(f"--{name}", **options)
 
 

@@ -12,6 +12,7 @@ from torch import Size, Tensor, dtype
 from utils.errors import VPNsError, note
 from utils.files import leads_outside, read_small, sha256_file, side_car
 from utils.memory import usable_memory
+from utils.packed import unpack
 from utils.signals import signals_later
 from utils.torch_file import read_torch
 
@@ -139,6 +140,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         outside = [name for name in names if leads_outside(name)]
         if outside:
             raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
-        return load_file(path)
-    except (SafetensorError, OverflowError, TypeError) as error:  # the latter two of sizes
+        return unpack(load_file(path))
+    except (SafetensorError, OverflowError, TypeError, ValueError, LookupError, RuntimeError) as error:
         raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error

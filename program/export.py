@@ -1,0 +1,181 @@
+"""`--export`: a finished network as a folder that needs nothing of this project."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from data import load_data
+from models.backbones import backbone
+from models.deployed import Deployed, load_pruned
+from program.checkpoints import completed, read_checkpoint
+from program.settings import Config
+from utils.checkpoint import load_model
+from utils.config import flatten
+from utils.errors import DataError, UsageError, VPNsError, note, printable
+from utils.files import atomic_write, sha256_file
+
+CHECKED = 512  # test images at most
+CLOSE = 1e-4
+BATCH = 16
+NETWORKS_OF_TIMM = {"resnet18": "resnet18", "resnet50": "resnet50",
+                    "efficientnet_lite0": "tf_efficientnet_lite0"}  # fmt: skip
+Run = Callable[[Tensor], Tensor]
+
+
+def export(config: Config, typed: set[str]) -> dict[str, Any]:
+    """Write `.pt2`, ONNX, weights with their config, labels and a card into `--to`; RESULT values.
+
+    All are compared with our own outputs on test images, or on random ones where there are none.
+    Raises UsageError without a folder, VPNsError when outputs differ.
+    """
+    run = config.run
+    if run.to is None:
+        raise UsageError("--export needs a folder: give it with --to")
+    source, folder = Path(run.export), Path(run.to)
+    model, names = load_pruned(source, run.clean)
+    tensors, meta = load_model(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    programs = {"model.pt2": _as_program(model, folder / "model.pt2")}
+    if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
+        programs["model.onnx"] = _as_onnx(model, names, folder / "model.onnx")
+    else:
+        note("no model.onnx: it needs pip install onnx onnxscript onnxruntime")
+    images, labels, where = _test_images(config, typed, source, model.size)
+    expected = _expected(source, images, run.clean)
+    found = {}
+    for name, program in programs.items():
+        outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
+        found[name] = float((outputs - expected).abs().max())
+        if found[name] > CLOSE:
+            raise VPNsError(f"{folder / name} differs by {found[name]:.2g} from {source}: a bug")
+    accuracy = 100 * (expected.argmax(1) == labels).float().mean().item() if where else None
+    _write_weights(folder, tensors, meta, names)
+    atomic_write(folder / "labels.txt", "".join(f"{printable(name)}\n" for name in names))
+    atomic_write(folder / "README.md", _card(source, meta, names, accuracy, where, model))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    print("\n".join(f"{folder / name}: {size:,} bytes" for name, size in sizes.items()))
+    return {"exported": str(folder), "bytes": sizes, "differences": found,
+            "images": len(images) if where else 0, "accuracy": accuracy}  # fmt: skip
+
+
+def _as_program(model: Deployed, path: Path) -> Run:
+    """Write a torch.export program; what runs the file."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    high, wide = (torch.export.Dim(name, min=1, max=8192) for name in ("height", "width"))
+    example = torch.zeros(2, 3, model.size + 1, model.size + 3, dtype=torch.uint8)
+    sizes = ({0: batch, 2: high, 3: wide},)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), path)
+    program = torch.export.load(path).module()
+    return torch.no_grad()(lambda images: program(images))
+
+
+def _as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
+    """Write an ONNX file with the names of the classes in its metadata; what runs the file."""
+    import onnxruntime
+
+    example = torch.zeros(2, 3, model.size + 1, model.size + 3, dtype=torch.uint8)
+    exported = torch.onnx.export(
+        model, (example,), dynamo=True, verbose=False, input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+    )  # fmt: skip
+    exported.model.metadata_props["classes"] = json.dumps(list(names))
+    exported.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _test_images(
+    config: Config, typed: set[str], source: Path, size: int
+) -> tuple[Tensor, Tensor, str | None]:
+    """uint8 test images (N, 3, size, size), their labels, and where they come from."""
+    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    data = completed({**read_checkpoint(source, chosen).flags, **chosen, "download": False}).data
+    with suppress(DataError):
+        views = load_data(data, size, BATCH, torch.device("cpu"))
+        batches = list(islice(views.test.batches(), CHECKED // BATCH))
+        images = torch.cat([x for x, _ in batches]).mul(255).round().to(torch.uint8)
+        return images, torch.cat([y for _, y in batches]), data.dataset
+    note(f"{data.dataset} is not here: compared on random images")
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2 * BATCH, 3, size, size), generator=draw, dtype=torch.uint8)
+    return images, torch.zeros(len(images)), None
+
+
+@torch.no_grad()
+def _expected(source: Path, images: Tensor, clean: bool) -> Tensor:
+    """The probabilities that the program itself gives, (N, C)."""
+    model = read_checkpoint(source, {}).model.eval()
+    batches = (images.float() / 255).split(BATCH)
+    return torch.cat([model(x, prompted=not clean).softmax(1) for x in batches])
+
+
+def _write_weights(
+    folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    """The weights with an output a class, and their config as timm and transformers read it."""
+    row, label_map = backbone(meta["network"]), meta["label_map"]
+    if label_map is not None:
+        heads = [f"{h}.{kind}" for h in (row.head, *row.other_heads) for kind in ("weight", "bias")]
+        tensors = {n: t[label_map] if n in heads else t for n, t in tensors.items()}
+    data = save({n: t.contiguous() for n, t in tensors.items()}, metadata={"format": "pt"})
+    atomic_write(folder / "model.safetensors", data)
+    own = meta["network"]
+    name = own.removeprefix("timm:") if own.startswith("timm:") else NETWORKS_OF_TIMM.get(own)
+    if name is None:
+        return  # a network that no library has under this name
+    size, colours = meta["sizes"]["input"], meta["normalisation"]
+    shown = {"input_size": [3, size, size], "interpolation": "bilinear", "crop_pct": 1.0,
+             "crop_mode": "squash", "classifier": row.head, "num_classes": len(names),
+             "label_names": list(names), **colours}  # fmt: skip
+    config = {"architecture": name, "num_classes": len(names), "label_names": list(names),
+              "pretrained_cfg": shown}  # fmt: skip
+    atomic_write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _card(
+    source: Path, meta: dict[str, Any], names: tuple[str, ...], accuracy: float | None,
+    where: str | None, model: Deployed,
+) -> str:  # fmt: skip
+    """The model card, with a program that runs the files."""
+    config, result = meta["config"], meta.get("result", {})
+    seen = f"{accuracy:.2f} % of the test images of {where} looked at here" if where else "not here"
+    lines = {
+        "network": meta["network"], "data": f"{meta['dataset']}, {len(names)} classes",
+        "method": f"{config['prune_method']}, seed {config['seed']}",
+        "sparsity": f"{100 * (1 - meta['density']):.4g} %", "prompt": meta["prompt"],
+        "input": f"uint8 images of any size, resized to {model.size} x {model.size}",
+        "accuracy": f"clean {result.get('clean')} %, prompted {result.get('prompted')} % when it "
+                    f"was made; {seen}",
+        "SHA-256 of the source": sha256_file(source), "licence": "that of its weights and images",
+    }  # fmt: skip
+    facts = "\n".join(f"- **{name}**: {printable(value)}" for name, value in lines.items())
+    return f"""# {printable(meta["network"])}, pruned
+
+{facts}
+
+`model.pt2` needs torch alone, `model.onnx` onnxruntime alone; both contain resizing, prompt,
+normalisation and label mapping. `model.safetensors` are the weights alone, with an output a class.
+
+```python
+import numpy, torch
+from PIL import Image
+names = open("labels.txt").read().splitlines()
+image = torch.from_numpy(numpy.array(Image.open("picture.jpg").convert("RGB"))).permute(2, 0, 1)[None]
+chances = torch.export.load("model.pt2").module()(image)[0]
+print(names[int(chances.argmax())], float(chances.max()))
+
+import onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+print(session.run(None, {{"images": image.numpy()}})[0])
+```
+"""

@@ -1,0 +1,103 @@
+"""`--profile`: what a finished network costs, layer by layer and as a whole."""
+
+import copy
+import io
+import statistics
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.artifact import masks_of
+from models.deployed import Deployed, load_pruned
+from program.settings import Config
+from utils.checkpoint import load_model
+from utils.packed import pack
+
+BATCHES, TURNS = (1, 32), 15
+Row = dict[str, Any]
+
+
+@torch.no_grad()
+def profile(config: Config, typed: set[str]) -> Row:
+    """Print a table of the layers, sizes on the disk, and times on this CPU; RESULT values."""
+    path = Path(config.run.profile)
+    tensors, meta = load_model(path)
+    model, _ = load_pruned(path, config.run.clean)
+    masks = masks_of(tensors, meta)
+    rows = layers(model, masks)
+    width = max(len(row["layer"]) for row in rows)
+    print(f"{'layer':{width}} {'weights':>11} {'kept':>11} {'dead':>6} {'MACs':>13} {'effective':>13}")
+    for row in rows:
+        print(f"{row['layer']:{width}} {row['weights']:>11,} {row['kept']:>11,} "
+              f"{row['dead']:>6,} {row['macs']:>13,} {row['effective']:>13,}")  # fmt: skip
+    small = save(pack(tensors, meta["masks"], meta, half=False))
+    total = {name: sum(row[name] for row in rows)
+             for name in ("weights", "kept", "dead", "macs", "effective")}  # fmt: skip
+    sizes = {"plain": path.stat().st_size, "packed": len(small),
+             "compressed": len(zlib.compress(path.read_bytes(), 9))}  # fmt: skip
+    times = {str(count): latencies(model, count) for count in BATCHES}
+    print("all: " + ", ".join(f"{name} {value:,}" for name, value in total.items()))
+    print("bytes: " + ", ".join(f"{name} {value:,}" for name, value in sizes.items()))
+    for count, found in times.items():
+        shown = ", ".join(f"{name} {ms:.2f}" for name, ms in found.items())
+        print(f"ms for a batch of {count}, {torch.get_num_threads()} threads: {shown}")
+    return {"profiled": str(path), **total, "bytes": sizes, "ms": times, "layers": rows}
+
+
+def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
+    """Weights, how many stay, dead outputs, and multiply-adds of each weight, for one image.
+
+    Effective ones are those of weights that stay; an output is dead when it has none.
+    """
+    macs: dict[str, int] = {}
+    counter = FlopCounterMode(model, display=False)
+    with counter:
+        model(torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8))
+    for name, flops in counter.get_flop_counts().items():
+        macs[name.partition(".network.")[2]] = sum(flops.values()) // 2
+    rows = []
+    for name, mask in masks.items():
+        layer, kept = name.rpartition(".")[0], int(mask.sum())
+        dense = macs.get(layer, 0)
+        rows.append({"layer": layer, "weights": mask.numel(), "kept": kept,
+                     "dead": int((~mask.flatten(1).any(1)).sum()), "macs": dense,
+                     "effective": dense * kept // max(1, mask.numel())})  # fmt: skip
+    return rows
+
+
+def latencies(model: Deployed, count: int) -> dict[str, float]:
+    """Milliseconds a batch of `count` images: the median of runs that take turns."""
+    images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
+    runs: dict[str, Callable[[], Any]] = {"eager": lambda: model(images)}
+    with suppress(Exception):  # no compiler, or a network that cannot be compiled
+        compiled = torch.compile(copy.deepcopy(model))
+        compiled(images)
+        runs["compiled"] = lambda: compiled(images)
+    if find_spec("onnxruntime") and find_spec("onnxscript"):
+        session = _session(model, images)
+        runs["onnxruntime"] = lambda: session.run(None, {"images": images.numpy()})
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(1 + TURNS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: round(1000 * statistics.median(s), 3) for name, s in seconds.items()}
+
+
+def _session(model: nn.Module, images: Tensor) -> Any:
+    import onnxruntime
+
+    file = io.BytesIO()
+    torch.onnx.export(model, (images,), file, dynamo=True, verbose=False, input_names=["images"])
+    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
