@@ -173,6 +173,19 @@ def post_prompting(config: Config, model: PromptedClassifier, remap: Callable) -
     )
 
 
+def obey(config: Config, typed: set[str], stop: Stop) -> dict[str, Any] | None:
+    """Do what the flags ask for. Returns the RESULT values, None for what prints all itself."""
+    if config.run.dry_run:
+        print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
+        return None
+    stop.install()
+    keep_freed_memory()
+    if config.run.check_data:
+        check_data(config)
+        return None
+    return use(config, typed) or run(config, stop)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -180,21 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, typed = read_config(argv)
         begin(config.run.device)
-        config = own_density(config, typed)
-        if config.run.dry_run:
-            print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
-            return 0
-        stop.install()
-        keep_freed_memory()
-        if config.run.check_data:
-            check_data(config)
-            stop.ignore()
-            return 0
         with one_end(stop.meant, one_line):
-            result = use(config, typed) or run(config, stop)
-        stop.ignore()
-        end()
-        print("RESULT " + json.dumps(result, allow_nan=False))
+            result = obey(from_first(partial(own_density, config, typed)), typed, stop)
+            if not config.run.dry_run:
+                stop.ignore()
+            end()
+        if result is not None:
+            print("RESULT " + json.dumps(result, allow_nan=False))
         return 0
     except (Exception, Interrupted) as raised:
         error = stop.meant(raised)

@@ -139,9 +139,10 @@ write_report() {  # RUNS: logs of runs, and folders
     "$PYTHON" -m utils.report "$@" --out "$results/report"
 }
 
-submit() {  # sbatch's OPTIONS, what vpns.sh is to do, its arguments: the number of the job
-    sbatch --parsable --job-name="vpns-$experiment" "${options[@]}" \
-        docs/slurm/vpns.sbatch env LAUNCHER="$1" bash vpns.sh "${@:2}"
+submit() {  # what vpns.sh is to do, its arguments: the number of the job, into `job`
+    job=$(sbatch --parsable --job-name="vpns-$experiment" "${options[@]}" docs/slurm/vpns.sbatch \
+        env LAUNCHER="$1" "${kept[@]}" bash vpns.sh "${@:2}") || return
+    job=${job%%;*}  # a cluster may follow
 }
 
 case $launcher in
@@ -150,21 +151,29 @@ case $launcher in
         options=(--array="1-${#cells[@]}%${JOBS:-8}" --output="$logs/slurm-%A_%a.log"
             --cpus-per-task="${CPUS:-4}")
         if [ "${slots[0]}" = cpu ]; then options+=(--gpus=0); fi
-        export RETRIES=${RETRIES:-2}
-        array=$(submit cell ${extra[@]+"${extra[@]}"}) || exit 1
-        options=(--dependency="afterany:$array" --gpus=0 --cpus-per-task=1
-            --output="$logs/slurm-report.log")
-        report=$(submit report) || exit 1
-        for i in "${!cells[@]}"; do
-            echo "queued   $network-$dataset-${cells[i]/ /-seed}: $logs/slurm-${array}_$((i + 1)).log"
+        # The jobs are those of now, whatever is edited or exported until they begin.
+        kept=(NETWORK="$network" DATASET="$dataset" METHODS="$methods" SEEDS="$seeds"
+            DENSITIES="$densities" EXPERIMENT="$experiment" SAVE_DIR="$save_dir"
+            PYTHON="$PYTHON" GPUS="$GPUS")
+        for name in DATA PRESET EPOCHS OMP_NUM_THREADS {WEIGHT,WEIGHT_VP,SCORE,SCORE_VP}_{OPTIMIZER,LR}; do
+            if [ -n "${!name:-}" ]; then kept+=("$name=${!name}"); fi
         done
-        echo "queued   the report, job $report: $results/report"
+        export RETRIES=${RETRIES:-2}
+        submit cell ${extra[@]+"${extra[@]}"} || exit 1
+        for i in "${!cells[@]}"; do
+            echo "queued   $network-$dataset-${cells[i]/ /-seed}: $logs/slurm-${job}_$((i + 1)).log"
+        done
+        options=(--dependency="afterany:$job" --gpus=0 --cpus-per-task=1
+            --output="$logs/slurm-report.log")
+        submit report || fail "the report is not queued; the cells are, as job $job"
+        echo "queued   the report, job $job: $results/report"
         exit 0
         ;;
     cell)
         set_threads $(($(nproc) / ${SLURM_CPUS_PER_TASK:-$(nproc)}))
         read -r method seed <<<"${cells[$((SLURM_ARRAY_TASK_ID - 1))]}"
         build "$method" "$seed" "${slots[0]}"
+        [ -z "$stop" ] || exit 75
         exec "${cell[@]}"
         ;;
     report)

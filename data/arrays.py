@@ -15,7 +15,6 @@ from data.images import Part, Splits, array_part
 from utils.errors import DataError
 
 DIGITS = tuple(map(str, range(10)))
-PIECE = 2**20  # bytes that are unpacked together
 MOST_PIXELS = 2**30  # of an idx file; EMNIST, the largest that people use, has half as many
 FREE, GROWTH = 2**26, 100  # pixels, or pixels a byte of the file: MNIST's have five
 TEST_DIGITS = 360  # of scikit-learn's 1,797
@@ -82,18 +81,16 @@ def _idx_part(folder: Path, split: str, classes: tuple[str, ...]) -> Part:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """A uint8 array from an idx file, gzipped or not. Raises DataError that names the file.
-
-    No more is read, or unpacked, than its header says.
+    """A uint8 array from an idx file, gzipped or not, of which no more is read than its header
+    says. Raises DataError that names the file.
     """
-    opener, data = gzip.open if path.suffix == ".gz" else open, bytearray()
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             shape = _idx_shape(file.read(4 + 4 * dimensions), dimensions)
             size = -1 if shape is None else math.prod(shape)
             size = -1 if size > max(FREE, GROWTH * path.stat().st_size) else size
-            while len(data) <= size and (piece := file.read(min(PIECE, size + 1 - len(data)))):
-                data += piece
+            data = bytearray(file.read(size + 1))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): fetch the file again") from error
     if len(data) != size:
@@ -103,7 +100,6 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 def _idx_shape(header: bytes, dimensions: int) -> tuple[int, ...] | None:
     """The shape in the first bytes of an idx file; None when they are no header of such a file."""
-    if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
-        return None
-    shape = struct.unpack(f">{dimensions}I", header[4:])
-    return shape if 0 < math.prod(shape) <= MOST_PIXELS else None
+    start, *shape = struct.unpack(f">{1 + dimensions}I", header.ljust(4 + 4 * dimensions, b"\0"))
+    known = start == 0x0800 + dimensions and 0 < math.prod(shape) <= MOST_PIXELS
+    return tuple(shape) if known else None

@@ -43,10 +43,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files under `root`; `names` are their paths relative to it.
-
-    The names are a bytes array, which is far smaller than a list of a million strings.
-    """
+    """Image files under `root`; `names`, an array of bytes, are their paths relative to it."""
 
     root: Path
     names: np.ndarray
@@ -68,31 +65,23 @@ class FileImages:
     def identity(self) -> Iterable[bytes]:
         """Bytes that change with the images, as far as a look that takes seconds can tell.
 
-        Every name; the size of every file, of 20,000 spread evenly where there are more; of every
-        file, of 256 spread evenly over those where there are more, the first MiB, which is all of
-        most images. Not noticed is an image that was replaced by another of the same size, when it
-        is none of the 256 or differs only after its first MiB, and one of another size that is
-        none of the 20,000. Raises DataError that names a file that cannot be read.
+        Every name; the size of every file, of 20,000 spread evenly where there are more; of 256
+        spread evenly over those the first MiB, which is all of most images. What differs elsewhere
+        is not noticed. Raises DataError that names a file that cannot be read.
         """
         yield b"\n".join(self.names.tolist())
         sized = spread(range(len(self)), SIZED)
-        for look, rows in (_size, sized), (_start, spread(sized, READ)):
-            for path in map(self.path, rows):
-                try:
-                    yield look(path)
-                except OSError as error:
-                    raise refusal(path, error) from error
+        looks = (lambda path: b"\n%d" % size_of(path), sized), (_start, spread(sized, READ))
+        for look, path in ((look, self.path(row)) for look, rows in looks for row in rows):
+            try:
+                yield look(path)
+            except OSError as error:
+                raise refusal(path, error) from error
 
 
 def spread(rows: Sequence[int], most: int) -> Sequence[int]:
     """The rows, or where there are more than `most`, that many spread evenly over them."""
-    if len(rows) <= most:
-        return rows
-    return [rows[i * len(rows) // most] for i in range(most)]
-
-
-def _size(path: Path) -> bytes:
-    return b"\n%d" % size_of(path)
+    return rows if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]
 
 
 def _start(path: Path) -> bytes:
@@ -148,18 +137,16 @@ class Splits(NamedTuple):
 def array_part(pixels: np.ndarray, labels: Sequence[int], classes: Iterable[str]) -> Part:
     """A Part from uint8 pixels (N, C, H, W)."""
     images = ArrayImages(torch.from_numpy(np.ascontiguousarray(pixels)))
-    return Part(images, _int64(labels), tuple(classes))
+    return Part(images, torch.as_tensor(labels, dtype=torch.int64).reshape(-1), tuple(classes))
 
 
 def file_part(
     root: Path, samples: Iterable[tuple[str | Path, int]], classes: Iterable[str]
 ) -> Part:
     """A Part from image files below `root` with their labels."""
-    samples = list(samples)
-    names = [os.fsencode(os.path.relpath(path, root)) for path, _ in samples]
+    names, labels = [], []
+    for path, label in samples:
+        names.append(os.fsencode(os.path.relpath(path, root)))
+        labels.append(label)
     images = FileImages(root, np.array(names, dtype=np.bytes_))
-    return Part(images, _int64([label for _, label in samples]), tuple(classes))
-
-
-def _int64(labels: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.array(labels, dtype=np.int64).reshape(-1))
+    return Part(images, torch.tensor(labels, dtype=torch.int64), tuple(classes))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 
@@ -78,11 +78,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the images, labels, counts or classes.
-
-        Pixels in memory are read whole. Of files all names, up to 20,000 sizes and 256 contents
-        a part are looked at: what that does not notice, `FileImages.identity` says.
-        """
+        """16 hex digits that change with the classes, labels and images (see their `identity`)."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for view in (self.clean, self.test, self.val):
             for piece in view.identity() if view else ():
@@ -94,14 +90,13 @@ def load_data(config: DataConfig, input_size: int, batch_size: int, device: torc
     """The views of `config.dataset` as images of `input_size` pixels on `device`.
 
     Nothing is decoded before the first batch, unless unreadable images are to be left out. Raises
-    DataError when the data are missing, damaged or inconsistent, UsageError when more training
-    images are asked for than there are.
+    DataError, and UsageError when more training images are asked for than there are.
     """
-    found = partial(open_splits, config.dataset, config.data, config.download, config.test_fraction)
-    splits = one_first(found)
+    splits = one_first(lambda: open_splits(
+        config.dataset, config.data, config.download, config.test_fraction))  # fmt: skip
     left_out: list[str] = []
     if config.bad_images == "skip":
-        splits, faults = from_first(partial(readable, splits, config.workers))
+        splits, faults = from_first(lambda: readable(splits, config.workers))
         require_images(splits, f"{config.dataset}, without what cannot be read,")
         left_out = [path for part in faults for path in part.unreadable]
     views = make_views(splits, config, Look(input_size, input_size, batch_size, device))
@@ -115,17 +110,12 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
     space, workers = room(config.cache_gb, still.device), config.workers
     pixels = Resized(train.images, (augmented.resize_to, still.size), space, workers)
-
-    def fixed(name: str, part: Part) -> View:
-        return View(name, Resized(part.images, (still.size,), space, workers), part.labels, still)
-
-    return Data(
-        clean=View("clean", pixels, train.labels, augmented),
-        prompted=View("prompted", pixels, train.labels, drawn),
-        test=fixed("test", splits.test),
-        val=fixed("val", val) if val else None,
-        classes=train.classes,
-    )
+    views = {name: View(name, pixels, train.labels, look)
+             for name, look in (("clean", augmented), ("prompted", drawn))}  # fmt: skip
+    for name, part in (("test", splits.test), ("val", val)):
+        views[name] = part and View(
+            name, Resized(part.images, (still.size,), space, workers), part.labels, still)
+    return Data(**views, classes=train.classes)
 
 
 def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
@@ -133,35 +123,28 @@ def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
         counts = part.labels.bincount(minlength=len(part.classes)).tolist()
         classes = list(zip(map(printable, part.classes), counts, strict=True))
         if empty := [label for label, count in classes if not count]:
-            share = f"{len(empty):,} of {len(counts):,}"
-            yield f"classes without {name} images: {share} ({_first(empty)})"
+            yield f"classes without {name} images: {shortened(empty, f' of {len(counts):,}')}"
         lonely = [label for label, count in classes if count == 1 < max(counts)]
         if name == PARTS[0] and lonely:
-            yield f"classes with one {name} image: {len(lonely):,} ({_first(lonely)})"
+            yield f"classes with one {name} image: {shortened(lonely)}"
     if len(splits.train.classes) == 1:
         yield f"there is one class only, {printable(splits.train.classes[0])}"
     if left_out:
         yield f"images that cannot be read and are left out: {shortened(left_out)}"
 
 
-def shortened(paths: Sequence[str]) -> str:
-    """The number of images and the first few of their paths."""
-    return f"{len(paths):,} ({_first(paths)})"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+def shortened(names: Sequence[str], of: str = "") -> str:
+    """The number of images or classes and the first few of their names."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{len(names):,}{of} ({', '.join(names[:NAMED])}{more})"
 
 
 def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:
     """The training images to use and those held out; the same for every seed."""
-    val = None
+    val, wanted = None, config.train_images
     if count := round(config.val_fraction * len(train.labels)):
         val, train = train.split(count, "val")
-    if config.train_images > len(train.labels):
-        raise UsageError(f"--train_images {config.train_images}: {config.dataset} has "
-                         f"{len(train.labels)} training images")
-    if config.train_images:
-        train = train.split(config.train_images, "train_images")[0]
-    return train, val
+    if wanted > len(train.labels):
+        raise UsageError(f"--train_images {wanted}: {config.dataset} has {len(train.labels)} "
+                         "training images")
+    return train.split(wanted, "train_images")[0] if wanted else train, val

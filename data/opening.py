@@ -6,18 +6,20 @@ A failure says what was expected, and where to get it.
 import http.client
 import os
 import socket
+import tarfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
-from data.archives import guarded
 from data.images import Splits
 from data.layouts import find_layout, folders_in
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
 from utils.downloads import fetched
 from utils.errors import DataError, message_of
+from utils.files import leads_outside
 
 TEST_FRACTION = 0.2
 PARTS = ("training", "test")  # as messages call them
@@ -37,19 +39,18 @@ def open_splits(
     `folder` is where to look, None for the default places; `test_fraction` is for a user's own
     images without a test part. Raises DataError.
     """
-    spec = SPECS[name]
-    root = locate(name, folder, download)
+    spec, root = SPECS[name], locate(name, folder, download)
+    what = f"{name} in {root.absolute()}"
     try:
         splits = spec.open(root) if spec.classes else spec.open(root, test_fraction)
     except DAMAGED as error:
-        raise DataError(f"{name} in {root.absolute()} is damaged ({_reason(error)}): remove it "
-                        f"there and get it again from {spec.source}") from error
-    require_images(splits, f"{name} in {root.absolute()}")
-    for part, images in zip(PARTS, splits, strict=True):
-        labels = images.labels
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(images.classes):
-            raise DataError(f"{name} in {root.absolute()} has {part} labels outside its "
-                            f"{len(images.classes)} classes: get it again from {spec.source}")
+        raise DataError(f"{what} is damaged ({_reason(error)}): remove it there and get it again "
+                        f"from {spec.source}") from error
+    require_images(splits, what)
+    for part, (_, labels, classes) in zip(PARTS, splits, strict=True):
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise DataError(f"{what} has {part} labels outside its {len(classes)} classes: "
+                            f"get it again from {spec.source}")
     return splits
 
 
@@ -74,22 +75,20 @@ def locate(name: str, data: str | None, download: bool) -> Path:
                         f"({', '.join(there[:5])}): sort them into train/<class>/ and "
                         "test/<class>/, or <class>/ alone")
     target = next((p for p in places[::2] if p.parent.is_dir()), places[0])
-    partly = next((p for p in places if len(_missing(spec, p)) < len(spec.markers)), None)
-    partly = partly or (target if _begun(spec, target) else None)
+    partly = [p for p in places if present(spec, p)] + [target] * _begun(spec, target)
     advice = f"get it from {spec.source} ({spec.size}), or name its folder with --data"
     if partly:
-        raise DataError(f"{name} in {partly.absolute()} is incomplete: no "
-                        f"{_wanted(spec, partly)}; complete it or move it away; {advice}")
+        raise DataError(f"{name} in {partly[0].absolute()} is incomplete: no "
+                        f"{_wanted(spec, partly[0])}; complete it or move it away; {advice}")
     absent = f" ({data} does not exist)" if data and not Path(data).exists() else ""
-    failure = (f"{name} not found{absent}: expected {_wanted(spec, target)} in "
-               f"{target.absolute()}")  # fmt: skip
+    failure = f"{name} not found{absent}: expected {_wanted(spec, target)} in {target.absolute()}"
     if spec.fetch is None or not download:
         raise DataError(f"{failure}; {advice}")
     try:
         _fetch_into(spec, target)
     except FETCH_ERRORS as error:
-        raise DataError(f"{failure}, and the download failed ({_reason(error)}); "
-                        f"{advice}") from error
+        reason = f"{failure}, and the download failed ({_reason(error)}); {advice}"
+        raise DataError(reason) from error
     return target
 
 
@@ -132,3 +131,28 @@ def _fetch_into(spec: Spec, target: Path) -> None:
         for folder in created:
             with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Within, a tar file with a member that leads outside its folder raises ValueError.
+
+    zipfile keeps such members inside by itself. Raises OSError where Python has no filter.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise OSError("Python before 3.10.12 and 3.11.4 unpacks archives unsafely: update it")
+    before = vars(tarfile.TarFile).get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(_inside)
+    try:
+        yield
+    except tarfile.TarError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        tarfile.TarFile.extraction_filter = before
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """The library's filter, which would strip the root from an absolute name and go on."""
+    if leads_outside(member.name):
+        raise tarfile.OutsideDestinationError(member, member.name)
+    return tarfile.data_filter(member, folder)

@@ -2,6 +2,8 @@
 
 from models.backbones import NETWORKS, NetworkConfig, build_network
 from models.classifier import PromptedClassifier
+from models.deployed import load_pruned
 from models.label_map import MAPPINGS
 
-__all__ = ["MAPPINGS", "NETWORKS", "NetworkConfig", "PromptedClassifier", "build_network"]
+__all__ = ["MAPPINGS", "NETWORKS", "NetworkConfig", "PromptedClassifier", "build_network",
+           "load_pruned"]  # fmt: skip

@@ -106,7 +106,8 @@ def time_epoch(splits: Splits, config: Config) -> Report:
     """Seconds to make every training image once, uncached; for files the bytes of their copies."""
     size, images = config.data.input_size, splits.train.images
     data = replace(config.data, cache_gb=0.0, train_images=0, val_fraction=0.0)
-    batches = make_views(splits, data, Look(size, size, BATCH, CPU)).clean.batches("check")
+    look = Look(size, size, BATCH, CPU, whole=True)
+    batches = make_views(splits, data, look).clean.batches("check")
     start = time.perf_counter()
     measured = first = len(next(batches)[1])
     running = time.perf_counter()  # from here on without the start of the threads

@@ -170,7 +170,8 @@ normalisation and label mapping. `model.safetensors` are the weights alone, with
 import numpy, torch
 from PIL import Image
 names = open("labels.txt").read().splitlines()
-image = torch.from_numpy(numpy.array(Image.open("picture.jpg").convert("RGB"))).permute(2, 0, 1)[None]
+pixels = numpy.array(Image.open("picture.jpg").convert("RGB"))
+image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
 chances = torch.export.load("model.pt2").module()(image)[0]
 print(names[int(chances.argmax())], float(chances.max()))
 

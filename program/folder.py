@@ -22,6 +22,7 @@ from runfolder.states import States
 from utils.config import flatten, not_one_of, replace_flags
 from utils.errors import UsageError, VPNsError, note
 from utils.files import read_object, sha256_file
+from utils.ranks import world
 from utils.tensors import SUFFIXES, read_tensors, understood
 
 Flags = Mapping[str, Any]
@@ -194,4 +195,5 @@ def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
         "data": fingerprint,
         "score_vp": vars(config.score_vp) if prompted else None,
         "remapped_with_prompt": remapped,
+        **({"processes": world()} if world() > 1 else {}),  # each BatchNorm sees a share
     }

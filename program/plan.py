@@ -96,12 +96,13 @@ def check_fit(config: Config, data: Data | None = None) -> None:
     batch = config.data.batch_size
     if data is None:
         require_fit(name, build, sizes, min(batch, 2))
-    elif config.method.epochs:
-        images = data.clean.images
-        rest = min(images, images % batch or batch)
-        if rest < world():
-            raise UsageError(f"the last batch of an epoch has {rest} images for {world()} "
-                             "processes: choose a --batch_size that leaves no such rest")
+        return
+    images = data.clean.images
+    rest = min(images, images % batch or batch)
+    if rest < world():
+        raise UsageError(f"the last batch of an epoch has {rest} images for {world()} processes: "
+                         "choose a --batch_size that leaves no such rest")
+    if config.method.epochs:
         require_rest(name, build, sizes, rest // world())
 
 

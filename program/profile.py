@@ -22,6 +22,7 @@ from program.settings import Config
 from utils.checkpoint import load_model
 from utils.packed import pack
 
+NUMBERS = ("weights", "kept", "dead", "macs", "effective")
 BATCHES, TURNS = (1, 32), 15
 Row = dict[str, Any]
 
@@ -35,13 +36,11 @@ def profile(config: Config, typed: set[str]) -> Row:
     masks = masks_of(tensors, meta)
     rows = layers(model, masks)
     width = max(len(row["layer"]) for row in rows)
-    print(f"{'layer':{width}} {'weights':>11} {'kept':>11} {'dead':>6} {'MACs':>13} {'effective':>13}")
+    print(" ".join([f"{'layer':{width}}", *(f"{name:>13}" for name in NUMBERS)]))
     for row in rows:
-        print(f"{row['layer']:{width}} {row['weights']:>11,} {row['kept']:>11,} "
-              f"{row['dead']:>6,} {row['macs']:>13,} {row['effective']:>13,}")  # fmt: skip
+        print(" ".join([f"{row['layer']:{width}}", *(f"{row[name]:>13,}" for name in NUMBERS)]))
     small = save(pack(tensors, meta["masks"], meta, half=False))
-    total = {name: sum(row[name] for row in rows)
-             for name in ("weights", "kept", "dead", "macs", "effective")}  # fmt: skip
+    total = {name: sum(row[name] for row in rows) for name in NUMBERS}
     sizes = {"plain": path.stat().st_size, "packed": len(small),
              "compressed": len(zlib.compress(path.read_bytes(), 9))}  # fmt: skip
     times = {str(count): latencies(model, count) for count in BATCHES}
@@ -59,7 +58,7 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
     Effective ones are those of weights that stay; an output is dead when it has none.
     """
     macs: dict[str, int] = {}
-    counter = FlopCounterMode(model, display=False)
+    counter = FlopCounterMode(display=False)
     with counter:
         model(torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8))
     for name, flops in counter.get_flop_counts().items():

@@ -20,10 +20,9 @@ from utils.signals import Stop
 
 def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
     """One run as aligned text: sparsity asked for, real sparsity and accuracies, all in percent."""
-    lines = [] if dense_row is None else [("dense", dense_row)]
-    lines += [(f"{sparsity(row['density']):g}", row) for row in rows]
     cells = [("sparsity", "real", "clean", "prompted")]
-    for name, row in lines:
+    for row in [dense_row, *rows] if dense_row else rows:
+        name = "dense" if row is dense_row else f"{sparsity(row['density']):g}"
         real = None if row["real_density"] is None else sparsity(row["real_density"])
         numbers = (real, row["clean"], row["prompted"])
         cells.append((name, *("-" if value is None else f"{value:.2f}" for value in numbers)))
@@ -33,11 +32,8 @@ def curves_table(rows: Sequence[Row], dense_row: Row | None) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart: the first to the left, the others to the right."""
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = []
-    for label, *cells in rows:
-        words = [f"{cell:>{width}}" for cell, width in zip(cells, rest, strict=True)]
-        lines.append("  ".join([f"{label:<{first}}", *words]).rstrip())
-    return "\n".join(lines)
+    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in rest)])
+    return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def _describe(run: Path) -> str:

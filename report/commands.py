@@ -1,9 +1,8 @@
 """How the runs of a report were made: their commands, versions and hardware."""
 
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 from program.settings import NOT_IDENTITY
 from report.runs import NAMES, Run, as_text
@@ -16,19 +15,18 @@ def commands_and_machines(runs: Sequence[Run]) -> list[str]:
     if not flags:
         return []
     common = set(flags[0][1]).intersection(*(items for _, items in flags))
-    commands: dict[str, set[int]] = {}
+    commands: defaultdict[str, set[int]] = defaultdict(set)
     for run, items in flags:
-        words = _words(item for item in items if item not in common)
-        commands.setdefault(words, set()).add(run.seed)
+        commands[_words(item for item in items if item not in common)].add(run.seed)
     lines = [f"shared=({_words(item for item in flags[0][1] if item in common)})"]
     for words, seeds in commands.items():
-        lines.append(f"for seed in {' '.join(map(str, sorted(seeds)))}; do")
-        line = f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {words}'
-        lines += [line.rstrip(), "done"]
+        command = f'    python main_vpns.py --seed "$seed" "${{shared[@]}}" {words}'
+        lines += [f"for seed in {' '.join(map(str, sorted(seeds)))}; do", command.rstrip(), "done"]
     parts = ["## How it was made",
              "All hyper-parameters; flags that change no result are left out.",
-             "```bash\n" + "\n".join(lines) + "\n```"]  # fmt: skip
-    counts = Counter(_machine(run.env) for run, _ in flags if run.env)
+             "\n".join(["```bash", *lines, "```"])]  # fmt: skip
+    envs = [sorted(run.env.items()) for run, _ in flags if run.env]
+    counts = Counter(", ".join(f"{n} {'none' if v is None else v}" for n, v in e) for e in envs)
     lines = [f"- {count} run{'s' * (count > 1)}: {plain(text)}"
              for text, count in sorted(counts.items())]  # fmt: skip
     return [*parts, "Versions and hardware:", "\n".join(lines)] if lines else parts
@@ -53,7 +51,3 @@ def _words(flags: Iterable[tuple[str, str]]) -> str:
     for name, value in flags:
         words += [switches[value].format(name)] if value in switches else [f"--{name}", value]
     return shlex.join(words)
-
-
-def _machine(env: Mapping[str, Any]) -> str:
-    return ", ".join(f"{n} {'none' if v is None else v}" for n, v in sorted(env.items()))

@@ -60,7 +60,9 @@ class Series:
         return {at: row["clean" if row[column] is None else column] for at, row in rows.items()}
 
     def mean(self, level: float, accuracy: str = "") -> Mean | None:
-        """Mean accuracy over the seeds at one sparsity."""
+        """Mean accuracy over the seeds at one sparsity; None for `prompted` without any prompt."""
+        if accuracy == "prompted" and not self.prompted:
+            return None
         return mean_of(value for (_, at), value in self.cells(accuracy).items() if at == level)
 
     def passes(self, level: float) -> Mean | None:
@@ -92,11 +94,15 @@ class Panel:
         return sorted({run.seed for series in self.series for run in series.runs})
 
     @property
+    def prompted(self) -> bool:
+        return any(series.prompted for series in self.series)
+
+    @property
     def levels(self) -> list[float]:
         """Sparsities of the table: all but those that only a chained method has."""
-        plain = [series.levels for series in self.series if not series.method.chained]
-        levels = set().union(*plain) - {0}
-        return sorted(levels or set().union(*(series.levels for series in self.series)) - {0})
+        plain = [series for series in self.series if not series.method.chained]
+        levels = (set().union(*(s.levels for s in part)) - {0} for part in (plain, self.series))
+        return sorted(next(levels) or next(levels))
 
     def rest(self, series: Series) -> list[float]:
         """Sparsities of a chained method that are no columns of the table."""

@@ -4,13 +4,14 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from report.panel import Mean, Panel, Series, mean_of
 
-LATEX = {letter: f"\\{letter}" for letter in "%&#_${}"} | {
+LATEX = str.maketrans({letter: f"\\{letter}" for letter in "%&#_${}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}", "|": r"\textbar{}",
-}  # fmt: skip
+})  # fmt: skip
 # Marks of Markdown, underlines but those within a word, and what makes a link of a bare address.
 MARKED = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.|:(?=//)|(?<=mailto):")
 Rows = Sequence[Sequence[str]]
@@ -115,12 +116,13 @@ def paper_tables(panel: Panel) -> list[Rows]:
             for group in groups if group]  # fmt: skip
 
 
-def markdown(rows: Rows, title: str = "") -> str:
-    """A Markdown table under its title; `**text**` is bold, all else is text."""
-    head, *rest = [[_bold(cell, plain, "**", "**") for cell in row] for row in rows]
+def markdown(rows: Rows) -> str:
+    """A Markdown table; `**text**` is bold, all else is text."""
+    # `plain` escapes the stars that make the best bold, too.
+    bold = partial(re.sub, r"^\\\*\\\*([^*]+)\\\*\\\*$", r"**\1**")
+    head, *rest = [[bold(plain(cell)) for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rest)]
-    return "\n".join([title, "", *lines] if title else lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rest))
 
 
 def plain(text: str) -> str:
@@ -129,23 +131,13 @@ def plain(text: str) -> str:
     return text.replace("@", "@<!-- -->")  # no address, no name of an account
 
 
-def _bold(cell: str, escape: Callable[[str], str], start: str, end: str) -> str:
-    """A cell escaped; the stars that `accuracy_rows` puts around the best become bold."""
-    top = re.fullmatch(r"\*\*([^*]+)\*\*", cell)
-    return f"{start}{escape(top[1])}{end}" if top else escape(cell)
-
-
 def latex(rows: Rows, caption: str) -> str:
     """A booktabs table; `**text**` is bold, a lone `-` a dash."""
-    lines = [["--" if cell == "-" else cell for cell in row] for row in rows]
-    cells = [[_bold(cell, _latex, r"\textbf{", "}") for cell in line] for line in lines]
+    texts = [["--" if cell == "-" else cell.translate(LATEX) for cell in row] for row in rows]
+    cells = [[re.sub(r"^\*\*([^*]+)\*\*$", r"\\textbf{\1}", text) for text in row] for row in texts]
     # Without the braces a row that begins with a bracket would belong to the line break before it.
     head, *rest = ["{}" + " & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(rows[0]) - 1)
-    start = [r"\begin{table}", rf"\caption{{{_latex(caption)}}}"]
+    start = [r"\begin{table}", rf"\caption{{{caption.translate(LATEX)}}}"]
     start += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
     return "\n".join([*start, *rest, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from report import aligned, tables
@@ -67,18 +68,16 @@ def _cells(panels: Sequence[Panel]) -> Iterator[tuple[Panel, Series, float]]:
     """Every method and sparsity of every panel."""
     for panel in panels:
         for series in panel.series:
-            yield from ((panel, series, level) for level in panel.expected(series))
+            yield from product([panel], [series], panel.expected(series))
 
 
 def summary_table(panels: Sequence[Panel]) -> str:
     """Aligned text, a row a method and sparsity; - is missing."""
     cells = [("run", "sparsity", "clean", "prompted", "seeds")]
     for panel, series, level in _cells(panels):
-        clean = series.mean(level, "clean")
-        texts = []
-        for mean in (clean, series.mean(level, "prompted") if series.prompted else None):
-            std = "" if mean is None or mean.std is None else f" +- {mean.std:.2f}"
-            texts.append("-" if mean is None else f"{mean.mean:.2f}{std}")
+        clean, prompted = (series.mean(level, column) for column in ("clean", "prompted"))
+        texts = ["-" if mean is None else f"{mean.mean:.2f}" if mean.std is None else
+                 f"{mean.mean:.2f} +- {mean.std:.2f}" for mean in (clean, prompted)]  # fmt: skip
         name = "-".join((*panel.where, series.label))
         cells.append((name, f"{level:g}", *texts, str(clean.n if clean else 0)))
     return aligned(cells)
@@ -86,9 +85,7 @@ def summary_table(panels: Sequence[Panel]) -> str:
 
 def report_markdown(panels: Sequence[Panel], reference: str, notes: list[str], paper: bool) -> str:
     """The whole of report.md."""
-    parts = [INTRODUCTION]
-    for panel in panels:
-        parts += _panel_parts(panel, reference, paper)
+    parts = [INTRODUCTION, *(p for panel in panels for p in _panel_parts(panel, reference, paper))]
     parts += commands_and_machines([run for panel in panels for run in _runs(panel)])
     if notes:
         parts += ["## Notes", "\n".join(f"- {tables.plain(note)}" for note in notes)]
@@ -96,14 +93,14 @@ def report_markdown(panels: Sequence[Panel], reference: str, notes: list[str], p
 
 
 def _panel_parts(panel: Panel, reference: str, paper: bool) -> list[str]:
-    parts = [f"## {tables.plain(panel.title)}, {_seeds(panel)}"]
-    parts.append(tables.markdown(tables.accuracy_rows(panel, "clean")))
+    parts = [f"## {tables.plain(panel.title)}, {_seeds(panel)}",
+             tables.markdown(tables.accuracy_rows(panel, "clean"))]  # fmt: skip
     for series in filter(panel.rest, panel.series):
-        title = f"{tables.plain(series.label)} at sparsities of its own:"
-        parts.append(tables.markdown(tables.rest_rows(panel, series), title))
-    if any(series.prompted for series in panel.series):
-        title = "With the prompt on test images:"
-        parts.append(tables.markdown(tables.accuracy_rows(panel, "prompted"), title))
+        parts += [f"{tables.plain(series.label)} at sparsities of its own:",
+                  tables.markdown(tables.rest_rows(panel, series))]  # fmt: skip
+    if panel.prompted:
+        parts += ["With the prompt on test images:",
+                  tables.markdown(tables.accuracy_rows(panel, "prompted"))]  # fmt: skip
     title = f"### Compared with {tables.plain(reference)}"
     if all(series.label != reference for series in panel.series):
         parts += [title, f"No run of {tables.plain(reference)} here."]
@@ -131,29 +128,24 @@ def _runs(panel: Panel) -> list[Run]:
 def _missing(panel: Panel) -> list[str]:
     """The cells without a result, and the runs that have not come to their end."""
     lines = []
-    for series in panel.series:
-        cells = series.cells()
-        for seed in panel.seeds:
-            if levels := [at for at in panel.expected(series) if (seed, at) not in cells]:
-                at = ", ".join(tables.percents(levels))
-                lines.append(f"- {tables.plain(series.label)}, seed {seed}: {at}")
+    for series, seed in product(panel.series, panel.seeds):
+        if levels := [at for at in panel.expected(series) if (seed, at) not in series.cells()]:
+            lines.append(f"{series.label}, seed {seed}: {', '.join(tables.percents(levels))}")
     for run in _runs(panel):
         if run.record["state"] != "done":
             reason = run.record.get("reason")
-            line = f"{run.name} is {run.record['state']}{reason and f': {reason}' or ''}"
-            lines.append(f"- {tables.plain(line)}")
-    return lines
+            lines.append(f"{run.name} is {run.record['state']}{reason and f': {reason}' or ''}")
+    return [f"- {tables.plain(line)}" for line in lines]
 
 
 def report_csv(panels: Sequence[Panel]) -> str:
     """table.csv: exact numbers, a row a method and sparsity; a missing cell has n = 0."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    text.write(CSV_HEAD)
     for panel, series, level in _cells(panels):
         names = map(no_formula, (*panel.where, series.label))
         writer.writerow([*names, f"{level:g}", *_csv(series, level)])
-    return text.getvalue()
+    return CSV_HEAD + text.getvalue()
 
 
 def no_formula(text: str) -> str:
@@ -165,10 +157,9 @@ def _csv(series: Series, level: float) -> list[str]:
     """At most four decimals, as results.csv has them."""
     nothing = (None, None)
     seeds = [str(seed) for seed, at in series.cells() if at == level]
-    clean = series.mean(level, "clean") or nothing
-    prompted = (series.mean(level, "prompted") if series.prompted else None) or nothing
+    clean, prompted = ((series.mean(level, c) or nothing)[:2] for c in ("clean", "prompted"))
     costs = [(mean or nothing)[0] for mean in (series.passes(level), series.seconds())]
-    numbers = [*clean[:2], *prompted[:2], *costs, *series.paper().get(level, nothing)]
+    numbers = [*clean, *prompted, *costs, *series.paper().get(level, nothing)]
     texts = ["" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers]
     return [" ".join(seeds), str(len(seeds)), *texts]
 
@@ -178,7 +169,7 @@ def report_tex(panels: Sequence[Panel]) -> str:
     texts = []
     for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
         for panel in panels:
-            if accuracy == "clean" or any(series.prompted for series in panel.series):
+            if accuracy == "clean" or panel.prompted:
                 title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
                 texts.append(tables.latex(tables.accuracy_rows(panel, accuracy), title))
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(texts) + "\n"

@@ -62,7 +62,7 @@ class Surroundings:
     def require_data(self, fingerprint: str) -> None:
         """Note the images of the run. Raises DataError when they have changed since it began."""
         env = from_first(partial(read_object, self._folder / "env.json"))
-        self._require(fingerprint, env.setdefault("data", fingerprint))
+        self._require(fingerprint, env.setdefault("data", from_first(lambda: fingerprint)))
         write_json(self._folder / "env.json", env)
         self._data = fingerprint
 

@@ -193,12 +193,13 @@ def test_a_model_is_the_same_file_each_time(tmp_path: Path) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_a_model_has_one_metadata_key_of_sorted_json(tmp_path: Path) -> None:
+def test_a_model_has_its_metadata_in_a_fixed_order(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, TENSORS, META)
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    ((_, text),) = header["__metadata__"].items()
+    (form, (_, text)) = header["__metadata__"].items()
+    assert form == ("format", "pt") and next(iter(header)) == "__metadata__"
     assert list(json.loads(text)) == sorted(META)
 
 

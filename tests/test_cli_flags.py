@@ -20,7 +20,7 @@ FROZEN = {
     "dataset", "data", "input_size", "batch_size", "workers", "val_fraction", "train_images",
     "download", "cache_gb", "bad_images", "check_data",
     "amp", "channels_last", "compile", "tf32", "full_float32", "deterministic", "sync_bn",
-    "classes_by_position",
+    "classes_by_position", "predict", "export", "pack", "profile", "model", "to", "clean", "half",
     "cuda_graphs", "weights_key", "test_fraction", "normalisation",
     "prompt_method", "output_size", "pad_size", "mask_size",
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from test_data_folders import tree
 from test_families import OWN
 
 from data import cache as data_cache
-from data import decoding
+from data import decoding, opening
 from pruning.measure import evaluate, hits
 from pruning.scores import LearnedScores
 from runfolder.run import Run
@@ -88,6 +90,16 @@ def test_what_the_first_makes_the_others_get_and_make_not(tmp_path):
     assert [number for number, _ in made] == [0, 0] and torch.equal(made[1][1], torch.ones(2))
 
 
+def test_what_one_process_makes_may_take_longer_than_a_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "PATIENCE", together.timedelta(seconds=1))
+
+    def slow(number: int) -> tuple:
+        made = together.from_first(lambda: time.sleep(2.5) or number)
+        return made, together.one_first(lambda: time.sleep(0 if number else 1.5) or number)
+
+    assert ranks.results(tmp_path, 2, slow) == [(0, 0), (0, 1)]
+
+
 def test_a_request_of_one_is_seen_by_all_at_the_same_call(tmp_path):
     def calls(number: int) -> list:
         agree = together.Agreement()
@@ -104,6 +116,14 @@ def test_only_the_first_decides_that_a_state_is_due(tmp_path):
         return [agree(False, number == 1) for _ in range(3)]
 
     assert ranks.results(tmp_path, 2, calls) == [[(False, False)] * 3] * 2
+
+
+def test_a_state_that_is_due_is_said_once(tmp_path):
+    def calls(number: int) -> list:
+        agree = together.Agreement()
+        return [agree(False, step in (2, 3))[1] for step in range(6)]  # saved after the answer
+
+    assert ranks.results(tmp_path, 2, calls) == [[s == 3 for s in range(6)]] * 2
 
 
 def test_tensors_that_differ_between_processes_are_named_with_the_place(tmp_path):
@@ -332,6 +352,27 @@ def test_processes_that_do_not_meet_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(together, "PATIENCE", together.timedelta(seconds=1))
     done = alone(tmp_path, *WORDS)
     assert done.code == 1 and "the 2 processes do not meet" in done.error
+
+
+@pytest.mark.parametrize("flag", ["--check_data", "--dry_run"])
+def test_what_prints_all_itself_prints_it_once(tmp_path, folders, flag):
+    done = ranks.run(tmp_path / "runs", 2, *folders, flag)
+    assert ended(done) == [0, 0] and done[0].out and not done[1].out
+
+
+def test_images_that_differ_between_machines_are_noticed(tmp_path, folders):
+    other = shutil.copytree(tmp_path / "images", tmp_path / "other")
+    (other / "train/a/0.png").write_bytes((other / "train/b/3.png").read_bytes())
+
+    def elsewhere(number: int) -> None:
+        os.chdir(tmp_path)
+        if number == 1:
+            opening.DEFAULT_FOLDERS = (str(other),)
+
+    words = [word for word in folders if word not in ("--data", tmp_path / "images")]
+    os.symlink(tmp_path / "images", tmp_path / "dataset")
+    done = ranks.run(tmp_path / "runs", 2, *words, before=elsewhere)
+    assert ended(done) == [4, 4] and "the images are not those" in done[0].error
 
 
 def test_evaluate_gives_one_answer(whole):

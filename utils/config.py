@@ -31,8 +31,9 @@ def flag(
 
     `parse` turns the typed text into the value and raises ValueError with the reason when it
     cannot; by default it is the type of the default. `bare` is the value of the flag typed without
-    one, where that is allowed; `many` allows several, which are a tuple. `identity` says whether another value makes another run: not that
-    of a flag which changes no number, or which has a folder name of its own (seed, densities).
+    one, where that is allowed; `many` allows several values, which are a tuple. `identity` says
+    whether another value makes another run: not that of a flag which changes no number, or which
+    has a folder name of its own (seed, densities).
     """
     parse = parse or (str if default is None else type(default))
     facts = {"help": help, "parse": parse, "choices": choices, "group": group, "bare": bare}

@@ -18,6 +18,7 @@ from utils.torch_file import read_torch
 
 SUMS = 4096  # bytes of a side-car
 HEADER, MARKS = 2**25, 2**21  # of safetensors: bytes, and quotes, commas and brackets in them
+DAMAGED = (SafetensorError, OverflowError, TypeError, ValueError, LookupError, RuntimeError)
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
@@ -141,5 +142,5 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if outside:
             raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
         return unpack(load_file(path))
-    except (SafetensorError, OverflowError, TypeError, ValueError, LookupError, RuntimeError) as error:
+    except DAMAGED as error:
         raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +25,10 @@ from utils.ranks import first, on_this_machine, rank, world
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)  # for a process that answers no more
+PAUSE = 0.02  # seconds between looks at what another process makes
 FAILED = "failed"  # where the processes tell one another why they end
 _stores: list[dist.Store] = []
+_calls = count()  # of what one process makes for others
 
 
 class Lost(VPNsError):
@@ -117,7 +121,7 @@ def from_first(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, for all; what it raises ends them all."""
     if world() == 1:
         return make()
-    answer = [make() if first() else None]
+    answer = [_made_by(0, make)]
     dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
     return answer[0]
 
@@ -125,12 +129,22 @@ def from_first(make: Callable[[], T]) -> T:
 def one_first(make: Callable[[], T]) -> T:
     """`make()` in one process of each machine, then in the others, which find what it fetched."""
     number, _ = on_this_machine()
-    if number:
-        total(torch.zeros(1))
-    made = make()
-    if not number:
-        total(torch.zeros(1))
-    return made
+    made = _made_by(rank() - number, make) if world() > 1 else make()
+    return make() if number else made
+
+
+def _made_by(maker: int, make: Callable[[], T]) -> T | None:
+    """What `make` returns in the process `maker`, for which the others wait, however long."""
+    key = f"made {next(_calls)} by {maker}"
+    if rank() == maker:
+        made = make()
+        _stores[0].set(key, "")
+        return made
+    while not _stores[0].check([key]):
+        if (theirs := _told()) is not None:
+            raise theirs
+        time.sleep(PAUSE)
+    return None
 
 
 def require_same(tensors: Mapping[str, Tensor], place: str) -> None:
@@ -155,12 +169,14 @@ class Agreement:
 
     def __init__(self) -> None:
         self._under_way: tuple[dist.Work, Tensor] | None = None
+        self._said_due = False
 
     def __call__(self, asked: bool, due: bool) -> tuple[bool, bool]:
         """This process's flags in, the flags of all at the call before out."""
         if world() == 1:
             return asked, due
-        flags = torch.tensor([asked, due and first()], dtype=torch.uint8)
+        self._said_due = due and first() and not self._said_due  # once for each state
+        flags = torch.tensor([asked, self._said_due], dtype=torch.uint8)
         before = self._under_way
         self._under_way = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True), flags
         if before is None:
@@ -185,7 +201,7 @@ def one_end(
         if not _stores:
             raise
         error = meant(raised)
-        if not isinstance(error, Interrupted) and (theirs := _told()) is not None:
+        if (theirs := _told()) is not None:
             raise theirs from raised
         if isinstance(error, RuntimeError) and _of_a_connection(error):
             error = Lost("a process of this run is gone, perhaps killed for memory: the same "

@@ -4,9 +4,6 @@
 #
 #   srun docs/slurm/torchrun.sh main_vpns.py --network resnet50 --dataset imagenet
 set -eu
-# Slurm's warning reaches the processes, which have until the end of the job to save their step.
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
-export PET_SHUTDOWN_TIMEOUT=110 TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 exec "${PYTHON:-python3}" -m torch.distributed.run \
