@@ -46,4 +46,5 @@ How to go on (RUN is the run's folder above):
   $PYTHON main_vpns.py --help                                   every flag
   DRY_RUN=1 bash vpns_resnet18_cifar100.sh                      the paper's experiment (GPU)
   README.md                                                     your own images and networks
+  $PYTHON main_vpns.py --predict PICTURES --model RUN/d0.1/model.safetensors    what it sees
 NEXT

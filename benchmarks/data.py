@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Sequence
+from operator import methodcaller
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,20 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.timing import (
-    Turns,
-    add_device,
-    flags,
-    positive,
-    positives,
-    print_result,
-    print_table,
-    ratios,
-)
-from data.cache import Resized, room
-from data.images import ArrayImages, FileImages, Part
+from benchmarks import timing
+from data import DataConfig
+from data.images import ArrayImages, FileImages, Part, Splits
+from data.load import make_views
 from data.transforms import clean_size
-from data.views import Look, View
+from data.views import Look
 from utils.device import choose_device
 from utils.memory import keep_freed_memory
 
@@ -65,28 +58,14 @@ class PilImages(Dataset):
         return self._transform(image), self._labels[row]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image with three channels."""
-    return image.convert("RGB")
-
-
 def loader(part: Part, size: int, batch: int) -> DataLoader:
     """The authors': batches from two workers, started anew for each epoch."""
     side = clean_size(size)
-    cuts = [transforms.RandomCrop(size), transforms.RandomHorizontalFlip()]
-    steps = [transforms.Resize((side, side)), *cuts, to_rgb, transforms.ToTensor()]
+    steps = [transforms.Resize((side, side)), transforms.RandomCrop(size),
+             transforms.RandomHorizontalFlip(), methodcaller("convert", "RGB"),
+             transforms.ToTensor()]  # fmt: skip
     images = PilImages(part, transforms.Compose(steps))
     return DataLoader(images, batch, shuffle=True, num_workers=2)
-
-
-def clean_view(
-    part: Part, size: int, args: argparse.Namespace, cache_gb: float | None
-) -> View:  # fmt: skip
-    """The clean view of the program."""
-    side, device = clean_size(size), choose_device(args.device, None)
-    pixels = Resized(part.images, (side,), room(cache_gb, device), args.workers)
-    look = Look(size, side, args.batch, device, shuffled=True, augmented=True)
-    return View("clean", pixels, part.labels, look)
 
 
 def random_part(count: int, folder: Path | None) -> Part:
@@ -106,34 +85,33 @@ def random_part(count: int, folder: Path | None) -> Part:
 def compare(part: Part, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table for one size: images a second, and the ratio to the authors' loader."""
     authors = loader(part, size, args.batch)
-    cached, uncached = (clean_view(part, size, args, limit) for limit in (None, 0))
+    look = Look(size, size, args.batch, choose_device(args.device, None))
+    configs = (DataConfig(cache_gb=limit, workers=args.workers) for limit in (None, 0))
+    cached, uncached = (make_views(Splits(part, part), config, look).clean for config in configs)
     contenders = {  # each takes every batch to the device and lets it go
         "authors": lambda: deque((x.to(args.device) for x, _ in authors), maxlen=0),
         "cached": lambda: deque(cached.batches(0), maxlen=0),
         "uncached": lambda: deque(uncached.batches(0), maxlen=0),
     }
-    seconds = Turns(contenders, args.repeats, device=args.device).run()
+    seconds = timing.Turns(contenders, args.repeats, device=args.device).run()
     return [
-        {
-            "size": size,
-            "loader": name,
-            "images/s": len(part.labels) / median(values),
-            "/ authors": None if name == "authors" else ratios(seconds["authors"], values),
-        }
+        {"size": size, "loader": name, "images/s": len(part.labels) / median(values),
+         "/ authors": None if name == "authors" else timing.ratios(seconds["authors"], values)}
         for name, values in seconds.items()
-    ]
+    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = flags(__doc__)
-    parser.add_argument("--sizes", type=positives, default="32,64,224", help="of batches, pixels")
-    parser.add_argument("--batch", type=positive, default=64, help="images a batch")
-    parser.add_argument("--images", type=positive, help="images an epoch (default: by size)")
-    parser.add_argument("--repeats", type=positive, default=5, help="epochs of each loader")
+    parser, number = timing.flags(__doc__), timing.positive
+    parser.add_argument("--sizes", type=timing.positives, default="32,64,224",
+                        help="of batches, pixels")
+    parser.add_argument("--batch", type=number, default=64, help="images a batch")
+    parser.add_argument("--images", type=number, help="images an epoch (default: by size)")
+    parser.add_argument("--repeats", type=number, default=5, help="epochs of each loader")
     parser.add_argument("--files", action="store_true", help="JPEG files, not an array")
-    parser.add_argument("--workers", type=positive, default=2, help="threads that decode")
-    add_device(parser)
+    parser.add_argument("--workers", type=number, default=2, help="threads that decode")
+    timing.add_device(parser)
     args = parser.parse_args(argv)
     keep_freed_memory()  # as the program does
     rows: list[dict[str, Any]] = []
@@ -142,10 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             count = args.images or EPOCHS.get(size, 2048)
             part = random_part(count, Path(folder) if args.files else None)
             rows += compare(part, size, args)
-    print_table(rows)
     rates = {f"{row['loader']}_{row['size']}": round(row["images/s"]) for row in rows}
     over_authors = {f"{r['loader']}_{r['size']}": r["/ authors"] for r in rows if r["/ authors"]}
-    print_result(files=args.files, images_per_second=rates, **over_authors)
+    timing.print_result(rows, files=args.files, images_per_second=rates, **over_authors)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ FOLDER holds the output of each part, `<part>.log`, with a RESULT line at its en
 
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -21,9 +22,8 @@ COLUMNS = ("search", "finetune", "eval", "reference_search", "reference_finetune
 
 def result_of(log: Path) -> dict[str, Any] | None:
     """The RESULT line of a part, or None without one."""
-    lines = log.read_text(errors="replace").splitlines()
-    words = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
-    return json.loads(words[-1]) if words else None
+    found = re.findall(r"^RESULT (.*)", log.read_text(errors="replace"), re.MULTILINE)
+    return json.loads(found[-1]) if found else None
 
 
 def step_row(name: str, result: Mapping[str, Any]) -> str:
@@ -32,9 +32,8 @@ def step_row(name: str, result: Mapping[str, Any]) -> str:
     cells = ["{median:.2f} ({min:.2f}-{max:.2f})".format(**s) if s else "-" for s in spreads]
     peaks = result["peak_mib"]
     cells += [f"{peaks[n]:.0f}" if n in peaks else "-" for n in ("dense", "search", "finetune")]
-    return f"| {name} | {result['network']}, {result['size']} px, batch {result['batch']} | " + (
-        " | ".join(cells) + " |"
-    )
+    case = "{network}, {size} px, batch {batch}".format(**result)
+    return f"| {' | '.join([name, case, *cells])} |"
 
 
 def report(folder: Path) -> str:

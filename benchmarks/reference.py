@@ -58,12 +58,9 @@ def add_scores(network: nn.Module) -> nn.Module:
 
 def score_masks(network: nn.Module) -> dict[str, ScoreMask]:
     """The scores' modules, by the name of the weight."""
-    layers = network.named_modules()
-    return {
-        f"{name}.weight": layer.parametrizations.weight[0]
-        for name, layer in layers
-        if parametrize.is_parametrized(layer)
-    }
+    return {f"{name}.weight": layer.parametrizations.weight[0]
+            for name, layer in network.named_modules()
+            if parametrize.is_parametrized(layer)}  # fmt: skip
 
 
 @torch.no_grad()
@@ -71,12 +68,10 @@ def set_threshold(network: nn.Module, density: float) -> None:
     """One threshold for all layers: the k-th smallest |score| of the whole network."""
     masks = score_masks(network).values()
     scores = torch.cat([mask.scores.abs().flatten() for mask in masks])
-    k = int((1 - density) * scores.numel())
-    if k < 1:
-        return
-    tau = torch.kthvalue(scores, k).values
-    for mask in masks:
-        mask.tau = tau
+    if k := int((1 - density) * scores.numel()):
+        tau = torch.kthvalue(scores, k).values
+        for mask in masks:
+            mask.tau = tau
 
 
 def masks(network: nn.Module) -> dict[str, Tensor]:

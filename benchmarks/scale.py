@@ -24,12 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks import timing
 from benchmarks.step import add_case, build_case, search
-from benchmarks.timing import Turns, flags, positive, positives, print_result, print_table, spread
 from models.classifier import PromptedClassifier
 from pruning.masks import prunable
 from utils import together
-from utils.device import choose_device
 from utils.precision import Precision
 from utils.ranks import first, world
 
@@ -38,11 +37,9 @@ FLOAT = 4  # bytes
 
 
 def wire(model: PromptedClassifier) -> int:
-    """Bytes that each process adds to the sums of an iteration: what moves, and three numbers.
-
-    The scores move in both half-steps, the prompt in the prompted one.
-    """
+    """Bytes that each process adds to the sums of an iteration: what moves, and three numbers."""
     scores = sum(weight.numel() for weight in prunable(model.network).values())
+    # The scores move in both half-steps, the prompt in the prompted one.
     return FLOAT * (HALVES * (scores + 3) + model.prompt.program.numel())
 
 
@@ -50,21 +47,19 @@ def measure(args: Namespace) -> None:
     """Within torchrun: seconds an iteration, and of its exchange alone."""
     together.begin(args.device)
     torch.set_num_threads(1)
-    device, count = choose_device(args.device, None), args.batch // world()
-    precision = Precision()
-    precision.begin(device)
-    model, pair = build_case(Namespace(**{**vars(args), "batch": count}), precision, device)
+    args.batch //= world()
+    model, pair, device = build_case(args, Precision())
     held = torch.zeros(wire(model) // FLOAT // HALVES, device=device)
 
     def exchange() -> None:
         for _ in range(HALVES):
             together.total(held)
 
-    turns = Turns({"search": None, "exchange": exchange}, 3, args.iterations, str(device))
+    turns = timing.Turns({"search": None, "exchange": exchange}, 3, args.iterations, str(device))
     search(model, pair, 0.2, turns, turns.steps)
     if first():
         seconds = {name: min(values) for name, values in turns.seconds.items()}
-        print_result(processes=world(), bytes=wire(model), **seconds)
+        timing.print_result(processes=world(), bytes=wire(model), **seconds)
     together.end()
 
 
@@ -89,11 +84,11 @@ def on_paper(args: Namespace, sent: int, gpus: int, machines: int) -> dict[str, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = flags(__doc__)
+    parser = timing.flags(__doc__)
     add_case(parser, batch=64)
-    parser.add_argument("--processes", type=positives, default=[1, 2])
-    parser.add_argument("--iterations", type=positive, default=4, help="iterations a turn")
-    parser.add_argument("--repeats", type=positive, default=3, help="starts of each number")
+    parser.add_argument("--processes", type=timing.positives, default=[1, 2])
+    parser.add_argument("--iterations", type=timing.positive, default=4, help="iterations a turn")
+    parser.add_argument("--repeats", type=timing.positive, default=3, help="starts of each number")
     parser.add_argument("--step_ms", type=float, default=100.0, help="an iteration on one GPU")
     parser.add_argument("--nvlink", type=float, default=300.0, help="GB/s within a machine")
     parser.add_argument("--network_gb", type=float, default=40.0, help="GB/s between machines")
@@ -101,24 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "VPNS_MEASURE" in os.environ:
         measure(args)
         return
-    found: dict[int, list[dict[str, Any]]] = {number: [] for number in args.processes}
-    for _ in range(args.repeats):
-        for number in args.processes:
-            found[number].append(started(args, number))
-    base = [one["search"] for one in found[args.processes[0]]]
-    rows = [
-        {"processes": number,
-         "ms": 1000 * statistics.median(one["search"] for one in results),
-         "times as fast": spread([a / b["search"] for a, b in zip(base, results, strict=True)]),
-         "exchange ms": 1000 * statistics.median(one["exchange"] for one in results),
-         "MiB sent": results[0]["bytes"] / 2**20}
-        for number, results in found.items()
-    ]  # fmt: skip
-    print_table(rows)
-    sent = found[args.processes[0]][0]["bytes"]
-    paper = [on_paper(args, sent, 8, machines) for machines in (1, 4)]
-    print_table(paper)
-    print_result(rows=rows, paper=paper)
+    rounds = [[started(args, number) for number in args.processes] for _ in range(args.repeats)]
+    rows = []
+    for number, results in zip(args.processes, zip(*rounds, strict=True), strict=True):
+        steps, exchange = ([one[name] for one in results] for name in ("search", "exchange"))
+        rows.append({"processes": number, "ms": 1000 * statistics.median(steps),
+                     "times as fast": timing.ratios([one[0]["search"] for one in rounds], steps),
+                     "exchange ms": 1000 * statistics.median(exchange),
+                     "MiB sent": results[0]["bytes"] / 2**20})  # fmt: skip
+    paper = [on_paper(args, rounds[0][0]["bytes"], 8, machines) for machines in (1, 4)]
+    timing.print_result(rows, paper, rows=rows, paper=paper)
 
 
 if __name__ == "__main__":

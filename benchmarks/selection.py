@@ -9,21 +9,14 @@ largest density stands for the side of which fewer are kept.
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.timing import (
-    Turns,
-    add_device,
-    flags,
-    positive,
-    positives,
-    print_result,
-    print_table,
-)
+from benchmarks import timing
 from pruning.selection import select_top
 from utils.counts import count_at
 from utils.device import choose_device
@@ -34,28 +27,24 @@ DENSITIES = (0.02, 0.1, 0.4, 0.6)
 def milliseconds(count: int, repeats: int, device: torch.device) -> dict[str, float]:
     """The median time of each way to select among `count` values."""
     values = torch.rand(count, generator=torch.Generator().manual_seed(0)).pow_(4).to(device)
-    contenders = {
-        f"ours {density:g}": lambda density=density: select_top(values, density)
-        for density in DENSITIES
-    }
-    contenders["topk 0.1"] = lambda: values.topk(count_at(0.1, count), sorted=False)
-    contenders["sort"] = values.sort
-    contenders["copy"] = values.clone
-    turns = Turns(contenders, repeats, 4, str(device)).run()
+    contenders = {f"ours {part:g}": partial(select_top, values, part) for part in DENSITIES}
+    contenders |= {"topk 0.1": lambda: values.topk(count_at(0.1, count), sorted=False),
+                   "sort": values.sort, "copy": values.clone}  # fmt: skip
+    turns = timing.Turns(contenders, repeats, 4, str(device)).run()
     return {name: 1000 * statistics.median(seconds) for name, seconds in turns.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = flags(__doc__)
-    parser.add_argument("--counts", type=positives, default="11678912,25502912,138344128")
-    parser.add_argument("--repeats", type=positive, default=5, help="turns of each way")
-    add_device(parser)
+    parser = timing.flags(__doc__)
+    parser.add_argument("--counts", type=timing.positives, default="11678912,25502912,138344128")
+    parser.add_argument("--repeats", type=timing.positive, default=5, help="turns of each way")
+    timing.add_device(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device, None)
     found = {count: milliseconds(count, args.repeats, device) for count in args.counts}
-    print_table([{"values": count, **times} for count, times in found.items()])
-    print_result(device=args.device, milliseconds=found)
+    rows = [{"values": count, **times} for count, times in found.items()]
+    timing.print_result(rows, device=args.device, milliseconds=found)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,18 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from benchmarks import reference
+from benchmarks import reference, timing
 from benchmarks.reference import Batch
-from benchmarks.timing import (
-    Ratio,
-    Turns,
-    add_device,
-    flags,
-    positive,
-    print_result,
-    print_table,
-    ratios,
-)
 from models import NETWORKS
 from models.backbones import backbone, build_network
 from models.classifier import PromptedClassifier
@@ -62,17 +53,14 @@ Pair = list[Batch]  # a prompted batch and a clean one
 Seconds = dict[str, list[float]]
 
 
-class Repeated:
+class Repeated(list):
     """A view of one batch that comes `length` times."""
 
     def __init__(self, batch: Batch, length: int) -> None:
-        self._batches = [batch] * length
-
-    def __len__(self) -> int:
-        return len(self._batches)
+        super().__init__([batch] * length)
 
     def batches(self, *key: object, start: int = 0) -> Iterator[Batch]:
-        return iter(self._batches[start:])
+        return iter(self[start:])
 
 
 def stage_data(pair: Pair, length: int) -> SimpleNamespace:
@@ -84,12 +72,9 @@ def stage_data(pair: Pair, length: int) -> SimpleNamespace:
 def stage_log(loop: Iterable[None]) -> SimpleNamespace:
     """The log of a stage whose iterations follow `loop`; records nothing, wants nothing."""
     calls = ("resume", "answer_stop", "wants_state", "wants_test", "save", "epoch", "add_passes")
-    return SimpleNamespace(
-        key=(7, 0.5),
-        hold=nullcontext,
-        steps=lambda steps, title: (step for step, _ in zip(steps, loop, strict=True)),
-        **dict.fromkeys(calls, nothing),
-    )
+    log = SimpleNamespace(key=(7, 0.5), hold=nullcontext, **dict.fromkeys(calls, nothing))
+    log.steps = lambda steps, title: (step for step, _ in zip(steps, loop, strict=True))
+    return log
 
 
 def random_pair(size: int, batch: int) -> Pair:
@@ -111,18 +96,24 @@ def build_model(network: str, size: int) -> PromptedClassifier:
 def add_case(parser: argparse.ArgumentParser, batch: int) -> None:
     """The flags of a network and its batches, and of the device that is measured."""
     parser.add_argument("--network", default="resnet18", choices=NETWORKS)
-    parser.add_argument("--size", type=positive, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch", type=positive, default=batch, help="images a batch")
-    add_device(parser)
+    parser.add_argument("--size", type=timing.positive, default=32,
+                        help="side of the images in pixels")
+    parser.add_argument("--batch", type=timing.positive, default=batch, help="images a batch")
+    timing.add_device(parser)
 
 
 def build_case(
-    args: argparse.Namespace, precision: Precision, device: torch.device
-) -> tuple[PromptedClassifier, Pair]:
-    """The model and the batches of these flags, on the device."""
+    args: argparse.Namespace, precision: Precision
+) -> tuple[PromptedClassifier, Pair, torch.device]:
+    """The model and the batches of these flags, on their device. Raises VPNsError."""
+    device = choose_device(args.device, None)
+    precision.begin(device)
+    build = partial(backbone(args.network).build, CLASSES)
+    require_fit(args.network, build, [args.size], min(args.batch, 2))
     model = build_model(args.network, args.size).to(device)
     model.use(precision)
-    return model, [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
+    pair = [(x.to(device), y.to(device)) for x, y in random_pair(args.size, args.batch)]
+    return model, pair, device
 
 
 def with_scores(model: PromptedClassifier, density: float) -> PromptedClassifier:
@@ -175,14 +166,8 @@ def dense_graph(model: PromptedClassifier, pair: Pair) -> Callable[[], None]:
 def peak_memory(model: PromptedClassifier, pair: Pair, density: float) -> dict[str, float]:
     """The most MiB of a GPU that torch holds for six iterations of a contender alone."""
     loop, steps, ours = [None] * 6, 6, copy.deepcopy(model)
-
-    def dense() -> None:
-        two_steps = dense_steps(model, pair)
-        for _ in loop:
-            two_steps()
-
     runs = {
-        DENSE: dense,
+        DENSE: lambda: [two_steps() for two_steps in repeat(dense_steps(model, pair), steps)],
         "search": lambda: search(ours, pair, density, loop, steps),
         "finetune": lambda: finetune(ours, pair, all_kept(ours.network), loop, steps),
     }
@@ -199,8 +184,16 @@ def search(
     model: PromptedClassifier, pair: Pair, density: float, loop: Iterable[None], steps: int
 ) -> Masks:
     """Make `steps` steps of our search, at the pace of `loop`; changes the model."""
-    data, log, sgd, adam = stage_data(pair, steps), stage_log(loop), Optim(SGD), Optim(ADAM)
-    return learn_masks(Search(model, data, density, 1, (PROMPTED, CLEAN), sgd, adam, adam, log))
+    return find_masks(model, stage_data(pair, steps), density, 1, stage_log(loop))
+
+
+def find_masks(
+    model: PromptedClassifier, data: Any, density: float, epochs: int, log: SimpleNamespace
+) -> Masks:
+    """Our search over the views of `data`; changes the model."""
+    sgd, adam = Optim(SGD), Optim(ADAM)
+    views = (PROMPTED, CLEAN)
+    return learn_masks(Search(model, data, density, epochs, views, sgd, adam, adam, log))
 
 
 def finetune(
@@ -219,58 +212,44 @@ def measure(
 ) -> list[Seconds]:
     """Seconds an iteration of each contender, in groups that took turns with the dense step."""
     ours, device = copy.deepcopy(model), str(pair[0][0].device)
-    their_search = reference.search(with_scores(model, density), density)
-    contenders = {
-        DENSE: dense_steps(model, pair),
-        "search": None,
-        "reference_search": lambda: their_search.iteration(*pair),
-    }
-    search_turns = Turns(contenders, repeats, iterations, device)
-    masks = search(ours, pair, density, search_turns, search_turns.steps)
-    their_tuning = reference.finetuning(with_scores(model, density))
-    contenders = {
-        DENSE: dense_steps(model, pair),
-        "dense_fused": dense_steps(model, pair, fused=True),
-        "finetune": None,
-        "reference_finetune": lambda: their_tuning.iteration(*pair),
-    }
-    if device != "cpu":
-        contenders["dense_graph"] = dense_graph(model, pair)
-    tuning_turns = Turns(contenders, repeats, iterations, device)
-    finetune(ours, pair, masks, tuning_turns, tuning_turns.steps)
-    view, theirs = Repeated(pair[1], 2), with_scores(model, density)
-    contenders = {
+    turns = partial(timing.Turns, repeats=repeats, iterations=iterations, device=device)
+    theirs = reference.search(with_scores(model, density), density)
+    searching = turns({DENSE: dense_steps(model, pair), "search": None,
+                       "reference_search": partial(theirs.iteration, *pair)})  # fmt: skip
+    masks = search(ours, pair, density, searching, searching.steps)
+    theirs = reference.finetuning(with_scores(model, density))
+    graph = {} if device == "cpu" else {"dense_graph": dense_graph(model, pair)}
+    tuning = turns({DENSE: dense_steps(model, pair),
+                    "dense_fused": dense_steps(model, pair, fused=True), "finetune": None,
+                    "reference_finetune": partial(theirs.iteration, *pair), **graph})  # fmt: skip
+    finetune(ours, pair, masks, tuning, tuning.steps)
+    view, scored = Repeated(pair[1], 2), with_scores(model, density)
+    measuring = turns({
         DENSE: torch_defaults()(lambda: reference.evaluate(model, view.batches())),
         "eval": lambda: evaluate(ours, view),
-        "reference_eval": lambda: reference.evaluate(theirs, view.batches()),
-    }
-    eval_turns = Turns(contenders, repeats, iterations, device)
-    return [search_turns.seconds, tuning_turns.seconds, eval_turns.run()]
+        "reference_eval": lambda: reference.evaluate(scored, view.batches()),
+    })
+    return [searching.seconds, tuning.seconds, measuring.run()]
 
 
-def compare(groups: Sequence[Seconds]) -> tuple[list[dict[str, Any]], dict[str, Ratio]]:
+def compare(groups: Sequence[Seconds]) -> tuple[list[dict[str, Any]], dict[str, timing.Ratio]]:
     """Rows of a table, and the ratios over the dense step of the same group."""
-    rows, over_dense = [], {}
-    for seconds in groups:
-        for name, values in seconds.items():
-            if name != DENSE:
-                over_dense[name] = ratios(values, seconds[DENSE])
-            milliseconds = 1000 * statistics.median(values)
-            rows.append({"what": name, "ms": milliseconds, "/ dense": over_dense.get(name)})
-    return rows, over_dense
+    rows = [{"what": name, "ms": 1000 * statistics.median(values),
+             "/ dense": None if name == DENSE else timing.ratios(values, seconds[DENSE])}
+            for seconds in groups for name, values in seconds.items()]  # fmt: skip
+    return rows, {row["what"]: row["/ dense"] for row in rows if row["/ dense"]}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    parser = flags(__doc__)
+    parser, number = timing.flags(__doc__), timing.positive
     add_case(parser, batch=32)
     parser.add_argument("--density", type=parse_density, default=0.2)
-    parser.add_argument("--iterations", type=positive, default=4, help="iterations a turn")
-    parser.add_argument("--repeats", type=positive, default=9, help="turns of each contender")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
-    parser.add_argument(
-        "--keep_memory", action="store_true", help="for all alike, as main_vpns.py does"
-    )
+    parser.add_argument("--iterations", type=number, default=4, help="iterations a turn")
+    parser.add_argument("--repeats", type=number, default=9, help="turns of each contender")
+    parser.add_argument("--threads", type=number, default=torch.get_num_threads())
+    parser.add_argument("--keep_memory", action="store_true",
+                        help="for all alike, as main_vpns.py does")
     for name in ("amp", "deterministic", "cuda_graphs"):
         parser.add_argument(f"--{name}", default=getattr(Precision(), name), help="as main_vpns.py")
     parser.add_argument("--channels_last", action="store_true", help="as main_vpns.py")
@@ -278,20 +257,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     if args.keep_memory:  # from here on, whoever asks for memory
         keep_freed_memory()
-    precision = Precision(args.amp, args.channels_last, deterministic=args.deterministic,
-                          cuda_graphs=args.cuda_graphs)  # fmt: skip
+    names = ("amp", "channels_last", "deterministic", "cuda_graphs")
     try:
-        device = choose_device(args.device, None)
-        precision.begin(device)
-        build = partial(backbone(args.network).build, CLASSES)
-        require_fit(args.network, build, [args.size], min(args.batch, 2))
+        precision = Precision(**{name: getattr(args, name) for name in names})
+        model, pair, device = build_case(args, precision)
     except VPNsError as error:
         parser.error(str(error))
-    model, pair = build_case(args, precision, device)
     peaks = peak_memory(model, pair, args.density) if device.type == "cuda" else {}
     rows, over_dense = compare(measure(model, pair, args.density, args.repeats, args.iterations))
-    print_table(rows)
-    print_result(**vars(args), **over_dense, peak_mib=peaks)
+    timing.print_result(rows, **vars(args), **over_dense, peak_mib=peaks)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ Ratio = dict[str, float]  # median, min, max
 
 def flags(description: str) -> argparse.ArgumentParser:
     """A parser that shows the description as it is."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=as_it_is)
 
 
 def positive(text: str) -> int:
@@ -44,71 +44,51 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
+@dataclass
 class Turns:
     """Contenders that take turns, in one order and then in the other, `repeats` times each.
 
     Iterate over it to run them, after one turn each to warm up. A contender that is None is the
     loop itself: in its turns `iterations` steps are handed out, and the time between them is its
-    own. So a training loop is timed from inside, without its help. A clock is read when `device`
-    has done all its work.
+    own. So a training loop is timed from inside, without its help.
     """
 
-    def __init__(
-        self,
-        contenders: Mapping[str, Contender | None],
-        repeats: int,
-        iterations: int = 1,
-        device: str = "cpu",
-    ) -> None:
-        self._contenders, self._repeats, self._iterations = contenders, repeats, iterations
-        self._device = device
-        self.steps = (1 + repeats) * iterations  # of each contender
-        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}  # an iteration
+    contenders: Mapping[str, Contender | None]
+    repeats: int
+    iterations: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.steps = (1 + self.repeats) * self.iterations  # of each contender
+        self.seconds: dict[str, list[float]] = {name: [] for name in self.contenders}
 
     def __iter__(self) -> Iterator[None]:
-        names = list(self._contenders)
-        for turn in range(1 + self._repeats):
-            for name in names if turn % 2 else reversed(names):
-                start = clock(self._device)
-                yield from self._take(self._contenders[name])
+        for turn in range(1 + self.repeats):
+            for name in self.contenders if turn % 2 else reversed(self.contenders):
+                contender, start = self.contenders[name], clock(self.device)
+                for _ in range(self.iterations):
+                    if contender is None:
+                        yield
+                    else:
+                        contender()
                 if turn > 0:
-                    spent = clock(self._device) - start
-                    self.seconds[name].append(spent / self._iterations)
-
-    def _take(self, contender: Contender | None) -> Iterator[None]:
-        for _ in range(self._iterations):
-            if contender is None:
-                yield
-            else:
-                contender()
+                    self.seconds[name].append((clock(self.device) - start) / self.iterations)
 
     def run(self) -> dict[str, list[float]]:
-        """Run contenders none of which is the loop; returns their seconds."""
+        """Run contenders none of which is the loop; returns their seconds an iteration."""
         list(self)
         return self.seconds
 
 
 def ratios(seconds: Sequence[float], unit: Sequence[float]) -> Ratio:
-    """Median, least and largest ratio of neighbouring measurements."""
-    return spread([a / b for a, b in zip(seconds, unit, strict=True)])
-
-
-def spread(values: Sequence[float]) -> Ratio:
-    """Median, least and largest of some values, to four digits."""
+    """Median, least and largest ratio of neighbouring measurements, to four digits."""
+    values = [a / b for a, b in zip(seconds, unit, strict=True)]
     parts = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: float(f"{value:.4g}") for name, value in parts.items()}
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows with the same keys as columns; numbers with three digits, ratios as a spread."""
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
-
-
 def _cell(value: Any) -> str:
+    """Numbers with three digits, ratios as a spread."""
     if isinstance(value, dict):
         return "{median:.3f} ({min:.3f} - {max:.3f})".format(**value)
     if isinstance(value, float):
@@ -116,6 +96,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def print_result(**values: Any) -> None:
-    """Print the last line of a benchmark."""
+def print_result(*tables: Sequence[Mapping[str, Any]], **values: Any) -> None:
+    """Print tables, of rows with the same keys as columns, and the last line of a benchmark."""
+    for rows in tables:
+        lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(map(str.ljust, line, widths)).rstrip())
     print("RESULT " + json.dumps(values), flush=True)

@@ -81,9 +81,7 @@ def _idx_part(folder: Path, split: str, classes: tuple[str, ...]) -> Part:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """A uint8 array from an idx file, gzipped or not, of which no more is read than its header
-    says. Raises DataError that names the file.
-    """
+    """A uint8 array from an idx file, gzipped or not; no more is read than its header says."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:

@@ -33,9 +33,9 @@ class Room:
 
 
 def room(gigabytes: float | None, device: torch.device) -> Room:
-    """The limit asked for; None is a quarter of the memory. A GPU holds up to a quarter of its own.
+    """The limit asked for (None: a quarter of the memory), divided by the processes of a machine.
 
-    The GPU's part is within the limit. Processes of one machine divide it, and all have the same.
+    Up to a quarter of a GPU's own memory is within it.
     """
     limit = usable_memory() // 4 if gigabytes is None else int(gigabytes * 1e9)
     limit = least(limit // on_this_machine()[1])
@@ -49,10 +49,8 @@ class Resized:
 
     def __init__(self, images: Images, sizes: Sequence[int], space: Room, workers: int) -> None:
         self.images, self._workers = images, workers
-        self._homes: dict[int, torch.device] = {}
-        for size in sizes:
-            if home := space.take(len(images) * images.channels * size * size):
-                self._homes[size] = home
+        pixels = len(images) * images.channels
+        self._homes = {size: home for size in sizes if (home := space.take(pixels * size * size))}
         self._copies: dict[int, Tensor] = {}
 
     def batches(self, size: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,10 +62,7 @@ class Resized:
             yield pixels, torch.arange(len(pixels))
 
     def copies(self, size: int) -> Tensor | None:
-        """The copies at `size`, or None where they do not fit; the first call makes all.
-
-        They come from one reading of the images.
-        """
+        """The copies at `size`, None where they do not fit; the first call makes all together."""
         if size in self._homes and not self._copies:
             self._copies = self._make()
         return self._copies.get(size)

@@ -20,9 +20,7 @@ from data.picture import decode
 from data.transforms import resize
 from utils.errors import VPNsError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
+Item, Result = TypeVar("Item"), TypeVar("Result")
 BATCH = 64  # images that are decoded ahead when the whole set is
 PATIENCE = 30.0  # seconds that an image may take
 GOODBYE = 1.0  # seconds that threads get to end
@@ -35,8 +33,8 @@ def threaded(
 ) -> Iterator[tuple[Item, "Future[Result]"]]:
     """Each item, in order, with the future of `work(item)`; at most `ahead` items are begun early.
 
-    The threads end with the generator. They are daemons, unlike those of an executor: a thread
-    that is stuck does not keep the process. If none can be started, the caller's thread works.
+    The threads are daemons, unlike those of an executor: one that is stuck does not keep the
+    process. If none can be started, the caller's thread works.
     """
     tasks: SimpleQueue = SimpleQueue()
     pending: deque = deque()
@@ -73,14 +71,11 @@ def _serve(work: Callable[[Item], Result], tasks: SimpleQueue) -> None:
 
 
 def _fulfil(work: Callable[[Item], Result], item: Item, future: "Future[Result]") -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = work(item)
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(work(item))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def _end(pool: list[Thread]) -> None:
@@ -106,11 +101,7 @@ def decoded(
     images: FileImages, work: Callable[[int], Result], rows: Iterable[int], threads: int,
     ahead: int = BATCH,
 ) -> Iterator[Result]:  # fmt: skip
-    """`work` of each row of the images, in order.
-
-    Raises what `work` raises of our errors; VPNsError that names the image when it runs out of
-    memory, fails in another way, or has not come after PATIENCE seconds.
-    """
+    """`work` of each row of the images, in order. Raises VPNsError that names what fails."""
     for row, future in threaded(work, rows, threads, ahead):
         if not wait([future], PATIENCE).done:
             raise VPNsError(f"the image {images.shown(row)} was not read within {PATIENCE:g} "
@@ -130,10 +121,7 @@ def decoded(
 def at_sizes(
     images: Images, sizes: Sequence[int], batches: Sequence[Tensor], threads: int
 ) -> Iterator[list[Tensor]]:
-    """For each batch of rows, its images at each of `sizes`: uint8 (B, C, size, size).
-
-    Of image files, two batches are decoded ahead.
-    """
+    """For each batch of rows, its images at each of `sizes`: uint8 (B, C, size, size)."""
     if isinstance(images, ArrayImages):
         yield from ([resize(images.pixels[rows], size) for size in sizes] for rows in batches)
         return
@@ -143,8 +131,8 @@ def at_sizes(
         return [resize(pixels, size) for size in sizes]
 
     rows = (row for batch in batches for row in batch.tolist())
-    ahead = 2 * max(map(len, batches), default=0)
-    stream = decoded(images, work, rows, threads, ahead)
+    two_batches = 2 * max(map(len, batches), default=0)
+    stream = decoded(images, work, rows, threads, ahead=two_batches)
     for batch in batches:
         columns = zip(*islice(stream, len(batch)), strict=True)
         yield [torch.cat(column) for column in columns]

@@ -20,16 +20,12 @@ class Faults(NamedTuple):
 
 
 def readable(splits: Splits, workers: int) -> tuple[Splits, tuple[Faults, ...]]:
-    """The splits without the images that cannot be read, in the same order, and their faults.
-
-    A function of the files alone: any number of threads finds the same in the same order.
-    """
-    named = zip(splits, splits._fields, strict=True)
-    parts, faults = zip(*(_examine_part(part, workers, name) for part, name in named), strict=True)
+    """The splits without images that cannot be read, and the faults: the same for any threads."""
+    parts, faults = zip(*map(_examine_part, splits, splits._fields, [workers] * 2), strict=True)
     return Splits(*parts), faults
 
 
-def _examine_part(part: Part, workers: int, name: str) -> tuple[Part, Faults]:
+def _examine_part(part: Part, name: str, workers: int) -> tuple[Part, Faults]:
     """The readable images of a part, and the faults of all; arrays have none."""
     images, rows, faults = part.images, [], Faults({}, {})
     if not isinstance(images, FileImages):

@@ -111,8 +111,7 @@ class Part(NamedTuple):
 def stratified(labels: Tensor, count: int, *key: object) -> tuple[Tensor, Tensor]:
     """Choose `count` of the images with these labels (int64, N): (chosen rows, other rows), sorted.
 
-    Every class gives its share, rounded down; the images still missing come from the classes
-    with the largest remainders (ties: the lowest class first).
+    Every class gives its share, rounded down; those of the largest remainders one more.
     """
     totals = torch.bincount(labels)
     shares = totals * count // len(labels)
@@ -144,9 +143,7 @@ def file_part(
     root: Path, samples: Iterable[tuple[str | Path, int]], classes: Iterable[str]
 ) -> Part:
     """A Part from image files below `root` with their labels."""
-    names, labels = [], []
-    for path, label in samples:
-        names.append(os.fsencode(os.path.relpath(path, root)))
-        labels.append(label)
+    pairs = [(os.fsencode(os.path.relpath(path, root)), label) for path, label in samples]
+    names, labels = zip(*pairs, strict=True) if pairs else ((), ())
     images = FileImages(root, np.array(names, dtype=np.bytes_))
     return Part(images, torch.tensor(labels, dtype=torch.int64), tuple(classes))

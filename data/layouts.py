@@ -10,11 +10,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 # Every raster format that Pillow reads by itself, beside those that torchvision looks for.
 ENDINGS = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".tga", ".dib", ".apng")
-SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
-}
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing"),
+          "val": ("val", "valid", "validation", "dev", "eval")}  # fmt: skip
 # What systems leave in folders.
 JUNK = ("__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "#recycle",
         "system volume information")  # fmt: skip
@@ -22,14 +19,11 @@ DEEPEST = 3  # wrapping folders
 
 
 class Layout(NamedTuple):
-    """Where class folders lie; no `test` means that a part of `train` is taken for it.
-
-    `unused` is a validation part beside a test part.
-    """
+    """Where class folders lie; no `test` means that a part of `train` is taken for it."""
 
     train: Path
     test: Path | None = None
-    unused: Path | None = None
+    unused: Path | None = None  # a validation part beside a test part
 
 
 def is_image(path: str) -> bool:
@@ -48,10 +42,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:
-    """The splits in a folder, in any case and by any of SPLITS, or in a folder that wraps them.
-
-    Class folders without splits are a layout too; None for anything else.
-    """
+    """The splits or the classes in a folder, or in one folder that wraps them; None without any."""
     if depth < 0 or not root.is_dir():
         return None
     names = {name.lower(): root / name for name in reversed(folders_in(root))}

@@ -16,9 +16,7 @@ from utils.files import read_small
 EUROSAT, EUROSAT_TRAIN, EUROSAT_VAL = 27_000, 13_500, 5_400
 
 
-def _merged(
-    root: Path, parts: Iterable[datasets.VisionDataset], classes: Sequence[str]
-) -> Part:
+def _merged(root: Path, parts: Iterable[datasets.VisionDataset], classes: Sequence[str]) -> Part:
     """One Part from several datasets. Raises DataError for a class that `classes` has not."""
     number, samples = {name: i for i, name in enumerate(classes)}, []
     for part in parts:
@@ -31,16 +29,11 @@ def _merged(
     return file_part(root, samples, classes)
 
 
-def open_dtd(root: Path) -> Splits:
-    """Partition 1: train + val to train on, test."""
-    train, val, test = (datasets.DTD(root, split) for split in ("train", "val", "test"))
-    classes = sorted({*train.classes, *val.classes})
-    return Splits(_merged(root, (train, val), classes), _merged(root, (test,), classes))
-
-
-def open_food101(root: Path) -> Splits:
-    train, test = (datasets.Food101(root, split) for split in ("train", "test"))
-    return Splits(*(_merged(root, (part,), train.classes) for part in (train, test)))
+def open_lists(root: Path, kind: type[datasets.VisionDataset], train: tuple[str, ...]) -> Splits:
+    """The lists of torchvision's dataset: those of `train` to train on, and `test`."""
+    *parts, test = (kind(root, split) for split in (*train, "test"))
+    classes = getattr(kind, "classes", sorted({name for part in parts for name in part.classes}))
+    return Splits(_merged(root, parts, classes), _merged(root, [test], classes))
 
 
 def open_pets(root: Path) -> Splits:
@@ -55,8 +48,7 @@ def open_flowers_official(root: Path) -> Splits:
     kind = datasets.Flowers102
     check_md5((root / "flowers-102" / name, md5) for key, (name, md5) in kind._file_dict.items()
               if key != "image")
-    train, val, test = (kind(root, split) for split in ("train", "val", "test"))
-    return Splits(*(_merged(root, parts, kind.classes) for parts in ((train, val), (test,))))
+    return open_lists(root, kind, ("train", "val"))
 
 
 def open_flowers_coop(root: Path) -> Splits:

@@ -56,20 +56,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Data:
-    """The views of one dataset.
+    """The views of one dataset."""
 
-    clean       training images, augmented: resized to 9/8, cut at random, mirrored half the time
-    prompted    the same images, only resized
-    test, val   only resized, in a fixed order; val is None unless a part is held out
-    notes       for the user: images that were left out, classes that have none
-    """
-
-    clean: View
-    prompted: View
-    test: View
-    val: View | None
+    clean: View  # training images: resized to 9/8, cut at random, mirrored half the time
+    prompted: View  # the same images, only resized
+    test: View  # only resized, in a fixed order
+    val: View | None  # so, too; None unless a part is held out
     classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for the user: images that were left out, classes that have none
 
     def measured_in(self, size: int) -> "Data":
         """The same views, those that are only measured in batches of `size` images."""

@@ -1,7 +1,4 @@
-"""A dataset by its name: found on the disk or fetched, opened, and checked.
-
-A failure says what was expected, and where to get it.
-"""
+"""A dataset by its name: found on the disk or fetched, opened, and checked."""
 
 import http.client
 import os
@@ -34,11 +31,7 @@ FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPExc
 def open_splits(
     name: str, folder: str | None, download: bool, test_fraction: float = TEST_FRACTION
 ) -> Splits:
-    """The whole training and test part of a dataset, checked: none empty, every label a class.
-
-    `folder` is where to look, None for the default places; `test_fraction` is for a user's own
-    images without a test part. Raises DataError.
-    """
+    """The training and test part of a dataset: none empty, every label a class, else DataError."""
     spec, root = SPECS[name], locate(name, folder, download)
     what = f"{name} in {root.absolute()}"
     try:
@@ -107,8 +100,8 @@ def _wanted(spec: Spec, root: Path) -> str:
 
 def _begun(spec: Spec, root: Path) -> bool:
     """Whether a folder that the download would make is there already, with something in it."""
-    tops = {Path(one).parts[0] for marker in spec.markers for one in marker.split("|")}
-    return any((root / top).is_dir() and any((root / top).iterdir()) for top in tops)
+    tops = [root / Path(one).parts[0] for marker in spec.markers for one in marker.split("|")]
+    return any(top.is_dir() and any(top.iterdir()) for top in tops)
 
 
 def _reason(error: Exception) -> str:
@@ -118,10 +111,11 @@ def _reason(error: Exception) -> str:
 def _fetch_into(spec: Spec, target: Path) -> None:
     """Download beside `target`, then move it into place, so that it is whole or absent."""
     created = [folder for folder in target.parents if not folder.exists()]
-    patience, most = socket.getdefaulttimeout(), 4 * spec.bytes  # packed, unpacked, and more
+    patience, (number, unit) = socket.getdefaulttimeout(), spec.size.split()
+    most = 4 * float(number) * {"MB": 10**6, "GB": 10**9}[unit]  # packed, unpacked, and more
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        with guarded(), fetched(target.parent, spec.fetch, most, MOST_SECONDS) as aside:
+        with guarded(), fetched(target.parent, spec.fetch, int(most), MOST_SECONDS) as aside:
             if _missing(spec, target):
                 target.mkdir(exist_ok=True)
                 for entry in aside.iterdir():

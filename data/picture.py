@@ -39,27 +39,20 @@ MODES = {
 
 
 def decode(path: Path) -> Tensor:
-    """An image file as uint8 RGB (3, H, W), whatever its mode.
-
-    Raises DataError that names the file when it is missing, truncated or no image.
-    """
+    """An image file as uint8 RGB (3, H, W), whatever its mode. Raises DataError that names it."""
     try:
         with _opened(path) as image:
-            pixels = _rgb(image)
+            return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
     except UNREADABLE as error:
         raise refusal(path, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def examine(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Why an image file cannot be read ('' when it can), and what is converted when it is.
-
-    The whole file is read, but of a JPEG only an eighth of the rows and columns is computed.
-    """
+    """Why an image file cannot be read ('' when it can), and what is converted when it is."""
     try:
         with _opened(path) as image:
             conversions = _conversions(image)
-            image.draft(image.mode, (1, 1))
+            image.draft(image.mode, (1, 1))  # all of a JPEG is read, an eighth of it computed
             _rgb(image)
     except UNREADABLE as error:
         return _reason(path, error), ()
@@ -98,9 +91,8 @@ def _conversions(image: Image.Image) -> tuple[str, ...]:
     thin = ("one pixel wide or high",) if min(image.size) == 1 else ()
     if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
         return (*thin, "16 bits a channel, of which the upper 8 are kept")
-    if image.mode == "RGB":
-        return thin
-    return (*thin, MODES.get(image.mode, f"{image.mode}, converted to RGB"))
+    other = MODES.get(image.mode, f"{image.mode}, converted to RGB")
+    return thin if image.mode == "RGB" else (*thin, other)
 
 
 def refusal(path: Path, error: Exception) -> DataError:

@@ -18,28 +18,15 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
 
 @dataclass(frozen=True)
 class Spec:
-    """How to find, open and get one dataset.
+    """How to find, open and get one dataset."""
 
-    classes     None: read from the folders
-    open        root folder -> splits; of a user's own images also the share of the test part
-    markers     what must be in the root folder; `a|b` is either, no marker is a built-in dataset
-    source      where to get it, and `size` how big the download is
-    fetch       downloads it into a folder through torchvision; None where torchvision cannot
-    """
-
-    classes: int | None
-    open: Callable[..., Splits]
-    markers: tuple[str, ...] = ()
-    source: str = ""
-    size: str = ""
-    fetch: Callable[[Path], object] | None = None
+    classes: int | None  # None: read from the folders
+    open: Callable[..., Splits]  # of the root folder; own images: and the share of the test part
+    markers: tuple[str, ...] = ()  # must be in the root folder; `a|b` is either, none: built in
+    source: str = ""  # where to get it
+    size: str = ""  # of the download
+    fetch: Callable[[Path], object] | None = None  # fills a folder, where torchvision can
     batch_size: int = 256
-
-    @property
-    def bytes(self) -> int:
-        """The size of the download."""
-        number, unit = self.size.split()
-        return int(float(number) * {"MB": 10**6, "GB": 10**9}[unit])
 
 
 def _idx_markers(folder: str) -> tuple[str, ...]:
@@ -70,11 +57,12 @@ SPECS: dict[str, Spec] = {
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/", "345 MB",
         _download(datasets.Flowers102), batch_size=128),
     "dtd": Spec(
-        47, lists.open_dtd, ("dtd/dtd/images", "dtd/dtd/labels"),
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "625 MB", _download(datasets.DTD),
-        batch_size=64),
+        47, partial(lists.open_lists, kind=datasets.DTD, train=("train", "val")),  # partition 1
+        ("dtd/dtd/images", "dtd/dtd/labels"),
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/", "625 MB", _download(datasets.DTD), 64),
     "food101": Spec(
-        101, lists.open_food101, ("food-101/images", "food-101/meta"),
+        101, partial(lists.open_lists, kind=datasets.Food101, train=("train",)),
+        ("food-101/images", "food-101/meta"),
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/", "5.0 GB",
         _download(datasets.Food101)),
     "oxfordpets": Spec(
@@ -113,9 +101,8 @@ SPECS: dict[str, Spec] = {
         "https://ossci-datasets.s3.amazonaws.com/mnist/", "12 MB", _download(datasets.MNIST)),
     "fashion_mnist": Spec(
         10, partial(arrays.open_idx, folder="FashionMNIST", classes=CLOTHES),
-        _idx_markers("FashionMNIST"),
-        "https://github.com/zalandoresearch/fashion-mnist", "31 MB",
-        _download(datasets.FashionMNIST)),
+        _idx_markers("FashionMNIST"), "https://github.com/zalandoresearch/fashion-mnist",
+        "31 MB", _download(datasets.FashionMNIST)),
     "digits": Spec(10, arrays.open_digits, batch_size=32),
     "imagefolder": Spec(
         None, open_own_folders, ("train", "test|val"),

@@ -20,19 +20,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Look:
-    """How a view shows images: resized to `resize_to`, in a drawn order or not.
-
-    An augmented view cuts a random `size` square and mirrors with probability 1/2. Of several
-    processes each has a share of every batch, or the `whole` of it.
-    """
+    """How a view shows images: resized to `resize_to`, in a drawn order or not."""
 
     size: int
     resize_to: int
     batch_size: int
     device: torch.device
     shuffled: bool = False
-    augmented: bool = False
-    whole: bool = False
+    augmented: bool = False  # cut to a random `size` square, and mirrored with probability 1/2
+    whole: bool = False  # each of several processes has all of every batch, and no share of it
 
 
 class View:
@@ -48,14 +44,11 @@ class View:
 
     def in_batches_of(self, size: int) -> "View":
         """The same images, drawn in the same way, so many at a time."""
-        return self._looked_at(batch_size=size)
+        return View(self.name, self._pixels, self.labels, replace(self._look, batch_size=size))
 
     def whole(self) -> "View":
         """The same batches, all of each of them in every process."""
-        return self._looked_at(whole=True)
-
-    def _looked_at(self, **changes: object) -> "View":
-        return View(self.name, self._pixels, self.labels, replace(self._look, **changes))
+        return View(self.name, self._pixels, self.labels, replace(self._look, whole=True))
 
     def identity(self) -> Iterator[bytes]:
         """Bytes that change with the labels or the images."""
@@ -88,18 +81,13 @@ class View:
     def _draw(self, key: tuple) -> tuple[Tensor, Crops | None]:
         if not self._look.shuffled:
             return torch.arange(self.images), None
-        rng = generator(self.name, *key)
+        rng, margin = generator(self.name, *key), self._look.resize_to - self._look.size
         order = torch.randperm(self.images, generator=rng)
-        margin = self._look.resize_to - self._look.size
-        crops = draw_crops(self.images, margin, rng) if self._look.augmented else None
-        return order, crops
+        return order, draw_crops(self.images, margin, rng) if self._look.augmented else None
 
 
 def ahead(items: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same items, each made in a thread while the one before is used.
-
-    On an NVIDIA GPU they are copied and cut on a stream of their own, beside the training step.
-    """
+    """The same items, each made in a thread, on a GPU in a stream, while the one before is used."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream:  # the images themselves may be on their way
         stream.wait_stream(torch.cuda.current_stream(device))

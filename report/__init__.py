@@ -44,7 +44,12 @@ def _describe(run: Path) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> Parser:
+def run(argv: Sequence[str]) -> str:
+    """Do what the command line says; returns what to print."""
+    if argv[:1] == ["table"]:
+        if not argv[1:]:
+            raise UsageError("table needs at least one run")
+        return "\n\n".join(_describe(run_folder(Path(word))) for word in argv[1:])
     parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report's files")
@@ -55,16 +60,7 @@ def _parser() -> Parser:
                         "(default: clean, the paper's protocol)")
     parser.add_argument("--no-paper", "--no_paper", dest="paper", action="store_false",
                         help="leave out the paper's published numbers")
-    return parser
-
-
-def run(argv: Sequence[str]) -> str:
-    """Do what the command line says; returns what to print."""
-    if argv[:1] == ["table"]:
-        if not argv[1:]:
-            raise UsageError("table needs at least one run")
-        return "\n\n".join(_describe(run_folder(Path(word))) for word in argv[1:])
-    options = _parser().parse_args(argv)
+    options = parser.parse_args(argv)
     if options.out is None:
         raise UsageError("--out DIR is missing: the folder that the report goes to")
     from report.text import write_report  # needs torch, for which the table does not wait

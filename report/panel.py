@@ -10,7 +10,7 @@ from report.paper import Curve, published
 from report.runs import Run, facts, rank
 from utils.errors import VPNsError
 
-PANELS = 100
+PANELS = 100  # more would take minutes to draw
 
 
 class Mean(NamedTuple):
@@ -90,8 +90,14 @@ class Panel:
         return " on ".join(self.where)
 
     @property
+    def runs(self) -> list[Run]:
+        """All runs by label and seed."""
+        runs = (run for series in self.series for run in series.runs)
+        return sorted(runs, key=lambda run: run.label)
+
+    @property
     def seeds(self) -> list[int]:
-        return sorted({run.seed for series in self.series for run in series.runs})
+        return sorted({run.seed for run in self.runs})
 
     @property
     def prompted(self) -> bool:
@@ -116,10 +122,7 @@ class Panel:
 
 
 def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:
-    """The runs by network and dataset, in order of name, their methods by rank.
-
-    Raises VPNsError for more than PANELS of them, which would take minutes to draw.
-    """
+    """The runs by network and dataset, in order of name, their methods by rank."""
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.where, rank(run.method), run.label)):
         groups.setdefault(run.where, {}).setdefault(run.label, []).append(run)

@@ -50,10 +50,7 @@ SOURCES = (
 
 
 def published(config: Mapping[str, Any], accuracy: str) -> Curve:
-    """The paper's numbers for a run's network, dataset and method; {} where it has none.
-
-    `accuracy` is clean or prompted. Sizes may differ where the paper varies none.
-    """
+    """The paper's `accuracy` for a run's network, dataset and method; {} where it has none."""
     where = config["network"], config["dataset"]
     for source in sorted(SOURCES, key=lambda source: -len(source.flags)):
         curve = numbers().get((*where, source.experiment, source.key))

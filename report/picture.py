@@ -22,10 +22,7 @@ NEAREST = 0.055  # of the width of the axis, between named sparsities
 
 
 def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
-    """All panels under one legend; solid with a band of one standard deviation: ours.
-
-    With `paper` the paper's curves stand dashed in the colour of their method.
-    """
+    """All panels under one legend: ours solid with a band of one standard deviation."""
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     looks = _looks(panels)
@@ -51,10 +48,7 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
 
 
 def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
-    """The look of each label, in the order of the legend.
-
-    A variant of a method keeps its colour and has hollow markers and a line of its own.
-    """
+    """The look of each label, in the order of the legend; variants of a method share its colour."""
     names = {series.label: series.runs[0].method for panel in panels for series in panel.series}
     order = sorted(names, key=lambda label: (rank(names[label]), label))
     plain = [name for name in dict.fromkeys(names[n] for n in order) if not facts(name).curve]
@@ -63,9 +57,9 @@ def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
         name = names[label]
         color, marker = facts(name).curve or OTHERS[plain.index(name) % len(OTHERS)]
         number = sum(names[other] == name for other in looks)
-        line = VARIANTS[number % len(VARIANTS)]
-        looks[label] = {"color": color, "marker": marker, "linestyle": line}
-        looks[label] |= {"markerfacecolor": "white"} if number else {}
+        looks[label] = {"color": color, "marker": marker,
+                        "linestyle": VARIANTS[number % len(VARIANTS)],
+                        "markerfacecolor": "white" if number else color}  # fmt: skip
     return looks
 
 
@@ -75,9 +69,8 @@ def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Any], paper: bool) -> No
         look = looks[series.label]
         _draw_series(axes, series, look)
         curve = series.paper() if paper else {}
-        label = f"{no_mathtext(series.label)}, paper"
-        dashed = {"color": look["color"], "label": label, "linestyle": "--"}
-        dashed |= {"linewidth": 1, "alpha": 0.8}
+        dashed = {"color": look["color"], "label": f"{no_mathtext(series.label)}, paper",
+                  "linestyle": "--", "linewidth": 1, "alpha": 0.8}  # fmt: skip
         if set(curve) == {0.0}:
             axes.axhline(curve[0.0][0], **dashed)
         elif curve:

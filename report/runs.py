@@ -63,10 +63,9 @@ class Run:
 
 
 def load_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """All runs that `paths` mean (see `find_runs`), labelled, in a fixed order; and notes.
+    """All runs that `paths` mean, labelled, in a fixed order; and notes on those that are left out.
 
-    A run that repeats another (same label and seed) is left out, with a note. Raises VPNsError for
-    a path without runs and for a damaged run.
+    Raises VPNsError for a path without runs and for a damaged run.
     """
     folders = {folder.resolve(): folder for path in paths for folder in find_runs(path)}
     runs = [_read(folder) for folder in folders.values()]
@@ -112,13 +111,11 @@ def _printable(values: Flags) -> dict[str, Any]:
     """Plain values of a file, with every text as one line that is not long."""
 
     def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(shown, value))
         return printable(value, LONGEST) if isinstance(value, str) else value
 
-    return {
-        shown(name): [shown(item) for item in value] if isinstance(value, list) else shown(value)
-        for name, value in values.items()
-        if _is_flag(name, value)
-    }
+    return {shown(n): shown(value) for n, value in values.items() if _is_flag(n, value)}
 
 
 def _is_flag(name: str, value: Any) -> bool:
@@ -143,10 +140,7 @@ def rank(method: str) -> tuple[int, str]:
 
 
 def label(config: Flags, alike: Sequence[Flags]) -> str:
-    """The method, its deviations, and the flags in which the runs `alike` differ.
-
-    `alike` are the configs of all runs with the same network, dataset and method, this one too.
-    """
+    """The method, its deviations, and the flags in which `alike`, all runs of it here, differ."""
     names = [n for n in config.keys() - NOT_IDENTITY if _distinguishes(n, config, alike)]
     words = {name: config[name] for name in names} | deviations(config)
     return ", ".join([config["prune_method"], *(_word(n, words[n]) for n in sorted(words))])
@@ -159,7 +153,7 @@ def _mode(config: Flags) -> str:
 def prompts(config: Flags) -> bool:
     """Whether a run shows the prompt at any time."""
     asks = _mode(config) != NEITHER or config.get("post_prompt", "none") != "none"
-    return asks and config.get("prompt_method", "pad") != "none"
+    return asks and config.get("prompt_method") != "none"
 
 
 def deviations(config: Flags) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from report import aligned, tables
 from report.commands import commands_and_machines
 from report.panel import Panel, Series, panels
 from report.picture import comparison_figure
-from report.runs import Run, load_runs
+from report.runs import load_runs
 from runfolder.results import save_figure
 from utils.errors import UsageError, VPNsError
 from utils.files import atomic_write
@@ -36,10 +36,7 @@ CSV_HEAD = ("network,dataset,method,sparsity,seeds,n,clean_mean,clean_std,prompt
 def write_report(
     runs: Sequence[Path], out: Path, reference: str | None, accuracy: str, paper: bool
 ) -> str:
-    """Write the four files, the same bytes for the same runs; returns the summary.
-
-    Raises VPNsError, UsageError for a reference that is not there.
-    """
+    """Write the four files, the same bytes for the same runs; returns the summary."""
     records, notes = load_runs(runs)
     groups = panels(records, accuracy)
     text = report_markdown(groups, pick_reference(groups, reference), notes, paper)
@@ -60,8 +57,7 @@ def pick_reference(panels: Sequence[Panel], name: str | None) -> str:
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     if name is not None and name not in labels:
         raise UsageError(f"--reference {name!r} is none of the methods: {'; '.join(labels)}")
-    plain = [label for label in labels if label == "vpns" or label.startswith("vpns,")]
-    return name or min(plain or labels, key=lambda label: label != "vpns")
+    return name or min(labels, key=lambda one: (one != "vpns", not one.startswith("vpns,")))
 
 
 def _cells(panels: Sequence[Panel]) -> Iterator[tuple[Panel, Series, float]]:
@@ -86,7 +82,7 @@ def summary_table(panels: Sequence[Panel]) -> str:
 def report_markdown(panels: Sequence[Panel], reference: str, notes: list[str], paper: bool) -> str:
     """The whole of report.md."""
     parts = [INTRODUCTION, *(p for panel in panels for p in _panel_parts(panel, reference, paper))]
-    parts += commands_and_machines([run for panel in panels for run in _runs(panel)])
+    parts += commands_and_machines([run for panel in panels for run in panel.runs])
     if notes:
         parts += ["## Notes", "\n".join(f"- {tables.plain(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
@@ -119,19 +115,13 @@ def _seeds(panel: Panel) -> str:
     return f"seed{'s' * (len(panel.seeds) > 1)} {', '.join(map(str, panel.seeds))}"
 
 
-def _runs(panel: Panel) -> list[Run]:
-    """All runs by label and seed."""
-    runs = [run for series in panel.series for run in series.runs]
-    return sorted(runs, key=lambda run: run.label)
-
-
 def _missing(panel: Panel) -> list[str]:
     """The cells without a result, and the runs that have not come to their end."""
     lines = []
     for series, seed in product(panel.series, panel.seeds):
         if levels := [at for at in panel.expected(series) if (seed, at) not in series.cells()]:
             lines.append(f"{series.label}, seed {seed}: {', '.join(tables.percents(levels))}")
-    for run in _runs(panel):
+    for run in panel.runs:
         if run.record["state"] != "done":
             reason = run.record.get("reason")
             lines.append(f"{run.name} is {run.record['state']}{reason and f': {reason}' or ''}")
@@ -139,12 +129,17 @@ def _missing(panel: Panel) -> list[str]:
 
 
 def report_csv(panels: Sequence[Panel]) -> str:
-    """table.csv: exact numbers, a row a method and sparsity; a missing cell has n = 0."""
-    text = io.StringIO()
+    """table.csv: at most four decimals, a row a method and sparsity; a missing cell has n = 0."""
+    text, nothing = io.StringIO(), (None, None)
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for panel, series, level in _cells(panels):
         names = map(no_formula, (*panel.where, series.label))
-        writer.writerow([*names, f"{level:g}", *_csv(series, level)])
+        seeds = [str(seed) for seed, at in series.cells() if at == level]
+        clean, prompted = ((series.mean(level, c) or nothing)[:2] for c in ("clean", "prompted"))
+        costs = [(mean or nothing)[0] for mean in (series.passes(level), series.seconds())]
+        numbers = [*clean, *prompted, *costs, *series.paper().get(level, nothing)]
+        texts = ("" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers)
+        writer.writerow([*names, f"{level:g}", " ".join(seeds), len(seeds), *texts])
     return CSV_HEAD + text.getvalue()
 
 
@@ -153,23 +148,12 @@ def no_formula(text: str) -> str:
     return re.sub(r"""((?:^|[;,\t|])[\s"]*)(?=[=+\-@＝＋－＠])""", r"\1'", text)
 
 
-def _csv(series: Series, level: float) -> list[str]:
-    """At most four decimals, as results.csv has them."""
-    nothing = (None, None)
-    seeds = [str(seed) for seed, at in series.cells() if at == level]
-    clean, prompted = ((series.mean(level, c) or nothing)[:2] for c in ("clean", "prompted"))
-    costs = [(mean or nothing)[0] for mean in (series.passes(level), series.seconds())]
-    numbers = [*clean, *prompted, *costs, *series.paper().get(level, nothing)]
-    texts = ["" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers]
-    return [" ".join(seeds), str(len(seeds)), *texts]
-
-
 def report_tex(panels: Sequence[Panel]) -> str:
     """table.tex: a table a panel, and one with the prompt where there is any."""
     texts = []
-    for accuracy, prompt in (("clean", "without the prompt"), ("prompted", "with the prompt")):
-        for panel in panels:
-            if accuracy == "clean" or panel.prompted:
-                title = f"{panel.title}: test accuracy (%) {prompt} by sparsity, {_seeds(panel)}"
-                texts.append(tables.latex(tables.accuracy_rows(panel, accuracy), title))
+    for (accuracy, word), panel in product((("clean", "without"), ("prompted", "with")), panels):
+        if accuracy == "clean" or panel.prompted:
+            what = f"test accuracy (%) {word} the prompt by sparsity"
+            title = f"{panel.title}: {what}, {_seeds(panel)}"
+            texts.append(tables.latex(tables.accuracy_rows(panel, accuracy), title))
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(texts) + "\n"

@@ -1,5 +1,6 @@
 """Sweeps and runs of several machines on a real Slurm, which has two nodes on this machine."""
 
+import csv
 import os
 import re
 import shutil
@@ -77,11 +78,22 @@ def sweep(environment: dict[str, str], save_dir: Path) -> Path:
     return save_dir / "vpns"
 
 
-def signalled(environment: dict[str, str]) -> bool:
-    """Warn the jobs that run, as Slurm does before their time is up; whether it took the call."""
+def signal_all(environment: dict[str, str]) -> None:
+    """Warn the jobs that run, as Slurm does before their time is up."""
     running = [number for number, state, _ in queue(environment) if state == "RUNNING"]
-    words = ["scancel", "--batch", "--signal=USR2", *running]
-    return not subprocess.run(words, env=environment, check=False, capture_output=True).returncode
+    words = ["scancel", "--batch", "--signal=USR2", *running]  # one may just end
+    subprocess.run(words, env=environment, check=False, capture_output=True)
+
+
+def logs(folder: Path) -> str:
+    """What the jobs of a sweep have printed."""
+    return "".join(path.read_text() for path in sorted(folder.glob("logs/slurm-*_*.log")))
+
+
+def accuracies(folder: Path) -> list[list[str]]:
+    """The table of a report, but for the time that it took."""
+    with open(folder / "report/table.csv") as file:
+        return [row[:11] for row in csv.reader(file)]
 
 
 def on_node2(environment: dict[str, str]) -> bool:
@@ -100,21 +112,17 @@ def test_a_sweep_that_is_signalled_and_loses_a_node_ends_in_the_report_of_one_wi
     wait(lambda: drained(slurm))
     folder = sweep(slurm, tmp_path / "faults")
     wait(lambda: len(states_in(folder)) >= 3)
-    wait(lambda: signalled(slurm))
-    wait(lambda: on_node2(slurm))
-    time.sleep(4)  # within its imports or its run
+    signal_all(slurm)
+    wait(lambda: "is queued again" in logs(folder))
     wait(lambda: on_node2(slurm))
     shell(slurm, "scontrol", "update", "nodename=node2", "state=down", "reason=test")
     wait(lambda: not on_node2(slurm))
-    back = ("scontrol", "update", "nodename=node2", "state=resume")
-    wait(lambda: not subprocess.run(back, env=slurm, check=False, capture_output=True).returncode)
-    wait(lambda: drained(slurm))
-    for name in ("table.csv", "report.md"):
-        there, here = (f / "report" / name for f in (calm, folder))
-        assert here.read_text().replace("faults", "calm") == there.read_text()
-    logs = "".join(path.read_text() for path in folder.glob("logs/slurm-*_*.log"))
-    assert "is queued again" in logs and "continuing" in logs
-    assert logs.count("RESULT ") == 8 and "CANCELLED" in logs
+    back = ("scontrol", "update", "nodename=node2", "state=resume")  # it may be back by itself
+    subprocess.run(back, env=slurm, check=False, capture_output=True)
+    wait(lambda: drained(slurm), 600)
+    assert accuracies(folder) == accuracies(calm)
+    assert "continuing" in logs(folder) and "NODE FAILURE" in logs(folder)
+    assert logs(folder).count("RESULT ") == 8
 
 
 def test_a_run_over_two_nodes_that_is_signalled_goes_on_and_ends_like_one_that_is_not(
