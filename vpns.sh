@@ -163,9 +163,10 @@ case $launcher in
         for i in "${!cells[@]}"; do
             echo "queued   $network-$dataset-${cells[i]/ /-seed}: $logs/slurm-${job}_$((i + 1)).log"
         done
-        options=(--dependency="afterany:$job" --gpus=0 --cpus-per-task=1
+        array=$job
+        options=(--dependency="afterany:$array" --gpus=0 --cpus-per-task=1
             --output="$logs/slurm-report.log")
-        submit report || fail "the report is not queued; the cells are, as job $job"
+        submit report || fail "the report is not queued; the cells are, as job $array"
         echo "queued   the report, job $job: $results/report"
         exit 0
         ;;

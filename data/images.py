@@ -111,7 +111,8 @@ class Part(NamedTuple):
 def stratified(labels: Tensor, count: int, *key: object) -> tuple[Tensor, Tensor]:
     """Choose `count` of the images with these labels (int64, N): (chosen rows, other rows), sorted.
 
-    Every class gives its share, rounded down; those of the largest remainders one more.
+    Every class gives its share, rounded down; those of the largest remainders (ties: the lowest
+    class) one more.
     """
     totals = torch.bincount(labels)
     shares = totals * count // len(labels)

@@ -527,3 +527,40 @@ def test_included_requirements_count(tmp_path):
 def test_local_and_trailing_parts_of_a_version_do_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.python_env.metadata.version", lambda name: "2.14.0+cpu")
     assert unmet(requirements(tmp_path, "torch>=2.14,<=2.14.0,<2.15")) == []
+
+
+# A sweep as jobs of Slurm
+
+
+SLURM = {"LAUNCHER": "slurm", "METHODS": "vpns omp", "SEEDS": "7 9", "EXPERIMENT": "a b"}
+
+
+def test_a_sweep_becomes_an_array_of_jobs_and_a_report_that_waits_for_it(project: Project) -> None:
+    project.tool("sbatch", 'echo "$*" >>"$FAKE/queued"; echo "17;cluster"')
+    done = project.run("bash", "vpns.sh", "--batch_size", "64", JOBS="3", **SLURM)
+    cells, report = project.noted("queued")
+    assert done.returncode == 0 and done.stdout.count("queued ") == 5
+    assert "--array=1-4%3" in cells and cells.endswith("bash vpns.sh --batch_size 64")
+    assert "LAUNCHER=cell" in cells and "METHODS=vpns omp" in cells and "SEEDS=7 9" in cells
+    assert "--dependency=afterany:17 " in report and report.endswith("bash vpns.sh")
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_job_of_an_array_runs_its_cell(project: Project, number: int) -> None:
+    variables = SLURM | {"LAUNCHER": "cell", "SLURM_ARRAY_TASK_ID": str(number)}
+    done = project.run("bash", "vpns.sh", **variables)
+    (call,) = project.noted("calls")
+    method, seed = {1: ("vpns", "7"), 4: ("omp", "9")}[number]
+    assert done.returncode == 0 and "--gpu" not in call
+    assert f"--prune_method {method} " in call and f"--seed {seed} " in call
+
+
+def test_a_launcher_that_is_not_there_is_named(project: Project) -> None:
+    done = project.run("bash", "vpns.sh", LAUNCHER="pbs")
+    assert done.returncode == 1 and "LAUNCHER is local or slurm, not pbs" in done.stderr
+
+
+def test_cells_that_are_queued_without_their_report_are_named(project: Project) -> None:
+    project.tool("sbatch", 'case "$*" in *dependency*) exit 1 ;; esac; echo 17')
+    done = project.run("bash", "vpns.sh", **SLURM)
+    assert done.returncode == 1 and "the cells are, as job 17" in done.stderr
