@@ -28,15 +28,7 @@ from program.folder import prepare, run_folder, shared
 from program.given import given_masks, own_density
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, few_steps, plan
-from program.record import (
-    exported,
-    finished,
-    percent,
-    read_level,
-    read_search,
-    record,
-    save_level,
-)
+from program.record import exported, finished, percent, read_level, read_search, record, save_level
 from program.settings import Config, read_config
 from program.use import use
 from pruning import METHODS, Search

@@ -19,7 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.artifact import masks_of
 from models.deployed import Deployed, load_pruned
 from program.settings import Config
+from runfolder.level import MODEL, PROFILE
 from utils.checkpoint import load_model
+from utils.errors import VPNsError, note
+from utils.files import write_json
 from utils.packed import pack
 
 NUMBERS = ("weights", "kept", "dead", "macs", "effective")
@@ -29,7 +32,10 @@ Row = dict[str, Any]
 
 @torch.no_grad()
 def profile(config: Config, typed: set[str]) -> Row:
-    """Print a table of the layers, sizes on the disk, and times on this CPU; RESULT values."""
+    """Print a table of the layers, sizes on the disk, and times on this CPU; RESULT values.
+
+    Beside a model of a run it leaves them as profile.json, for the report.
+    """
     path = Path(config.run.profile)
     tensors, meta = load_model(path)
     model, _ = load_pruned(path, config.run.clean)
@@ -49,7 +55,13 @@ def profile(config: Config, typed: set[str]) -> Row:
     for count, found in times.items():
         shown = ", ".join(f"{name} {ms:.2f}" for name, ms in found.items())
         print(f"ms for a batch of {count}, {torch.get_num_threads()} threads: {shown}")
-    return {"profiled": str(path), **total, "bytes": sizes, "ms": times, "layers": rows}
+    found = {**total, "bytes": sizes, "ms": times}
+    if path.name == MODEL:  # of a run, whose report shows it
+        try:
+            write_json(path.with_name(PROFILE), found)
+        except VPNsError as error:
+            note(f"{error}; the report will not show it")
+    return {"profiled": str(path), **found, "layers": rows}
 
 
 def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:

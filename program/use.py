@@ -1,19 +1,26 @@
 """What is done with finished networks: measure, predict, export, pack, profile."""
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 
+from data.layouts import is_image
+from data.picture import decode
+from models.deployed import load_pruned
 from program.evaluation import evaluate_checkpoint
 from program.export import export
-from program.prediction import predict
 from program.profile import profile
 from program.settings import Config
+from report.text import no_formula
 from utils.checkpoint import load_model, write_side_car
-from utils.errors import UsageError
-from utils.files import write_streamed
+from utils.device import choose_device
+from utils.errors import DataError, UsageError, printable
+from utils.files import atomic_write, write_streamed
 from utils.packed import pack
 
 Use = Callable[[Config, set[str]], dict[str, Any]]
@@ -21,14 +28,49 @@ Use = Callable[[Config, set[str]], dict[str, Any]]
 
 def use(config: Config, typed: set[str]) -> dict[str, Any] | None:
     """The RESULT values of what the flags ask for; None when they ask for a run."""
-    uses: dict[str, Use] = {
-        "evaluate": evaluate_checkpoint, "predict": predict, "export": export, "pack": packed,
-        "profile": profile,
-    }  # fmt: skip
+    uses: dict[str, Use] = {"evaluate": evaluate_checkpoint, "predict": predict, "export": export,
+                            "pack": packed, "profile": profile}  # fmt: skip
     for name, work in uses.items():
         if getattr(config.run, name) is not None:
             return work(config, typed)
     return None
+
+
+@torch.no_grad()
+def predict(config: Config, typed: set[str]) -> dict[str, Any]:
+    """Print name and probability for each picture, or write them to `--to` as CSV.
+
+    A folder stands for the pictures in it, however deep. Raises UsageError without a model,
+    DataError for a picture that cannot be read.
+    """
+    run = config.run
+    if run.model is None:
+        raise UsageError("--predict needs a model: name its model.safetensors with --model")
+    device = choose_device(run.device, run.gpu)
+    model, names = load_pruned(run.model, run.clean)
+    model.to(device)
+    pictures, text = list(_pictures(run.predict)), io.StringIO()
+    table = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    table.writerow(("picture", "class", "probability"))
+    for path in pictures:
+        chances = model(decode(path)[None].to(device))[0]
+        name, chance = names[int(chances.argmax())], f"{float(chances.max()):.4f}"
+        table.writerow(map(no_formula, (str(path), name, chance)))  # for spreadsheets
+        if run.to is None:
+            print(printable(f"{chance}  {name}  {path}"))
+    if run.to is not None:
+        atomic_write(Path(run.to), text.getvalue())
+    return {"model": run.model, "pictures": len(pictures), "to": run.to}
+
+
+def _pictures(given: Sequence[str]) -> Iterator[Path]:
+    for path in map(Path, given):
+        if not path.is_dir():
+            yield path
+        elif found := sorted(p for p in path.rglob("*") if is_image(p.name)):
+            yield from found
+        else:
+            raise DataError(f"{path} holds no pictures")
 
 
 def packed(config: Config, typed: set[str]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from program.settings import NOT_IDENTITY
 from pruning import METHODS, Method
+from runfolder.level import PROFILE
 from runfolder.results import ROWS, Row, find_runs, read_results, sparsity
+from runfolder.stage_log import level_name
 from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
@@ -34,6 +36,7 @@ class Run:
     record: Mapping[str, Any]
     env: Mapping[str, Any]
     rows: Mapping[float, Row]
+    profiles: Mapping[float, Flags]  # of the levels that --profile has measured
     label: str = ""
 
     @property
@@ -104,7 +107,21 @@ def _read(folder: Path) -> Run:
     record = {"state": "done"} | _printable(read_object(folder / "run.json"))
     record["seconds"] = record.get("seconds") if is_amount(record.get("seconds")) else None
     by_sparsity = {sparsity(row["density"]): row for row in rows}
-    return Run(folder, config, record, env, by_sparsity)
+    profiles = {level: found for level, row in by_sparsity.items()
+                if (found := _profile(folder / level_name(row["density"]) / PROFILE))}  # fmt: skip
+    return Run(folder, config, record, env, by_sparsity, profiles)
+
+
+def _profile(path: Path) -> dict[str, float]:
+    """What a report shows of a profile.json; {} where there is none, or none of ours."""
+    found = read_object(path)
+    try:
+        times = {count: min(found["ms"][count].values()) for count in ("1", "32")}
+        values = {"bytes": found["bytes"]["packed"], "macs": found["macs"],
+                  "effective": found["effective"], **times}  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+    return values if all(map(is_amount, values.values())) else {}
 
 
 def _printable(values: Flags) -> dict[str, Any]:

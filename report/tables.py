@@ -103,6 +103,22 @@ def _cost(mean: Mean | None) -> str:
     return "-" if mean is None else f"{mean.mean:.1f}".removesuffix(".0")
 
 
+def profile_rows(panel: Panel) -> Rows:
+    """Size, arithmetic and time of the levels that --profile has measured, means over the seeds."""
+    rows = [["method", "sparsity", "accuracy", "KiB packed", "multiply-adds", "effective",
+             "ms for 1", "ms for 32"]]  # fmt: skip
+    for series in panel.series:
+        for level in sorted(series.levels):
+            found = [run.profiles[level] for run in series.runs if level in run.profiles]
+            means = {name: mean_of(one[name] for one in found).mean for name in (found or [{}])[0]}
+            if means:
+                rows.append([series.label, f"{level:g} %", _mean(series.mean(level), 0),
+                             f"{means['bytes'] / 1024:,.1f}", f"{means['macs']:,.0f}",
+                             f"{means['effective']:,.0f}", f"{means['1']:.2f}",
+                             f"{means['32']:.2f}"])  # fmt: skip
+    return rows
+
+
 def paper_tables(panel: Panel) -> list[Rows]:
     """The paper's numbers for the methods of the panel; a chained one stands alone."""
     lines = [series for series in panel.series if series.paper()]

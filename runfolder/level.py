@@ -12,6 +12,7 @@ from utils.files import require_amounts
 from utils.ranks import first
 from utils.tensors import understood
 
+MODEL, PROFILE = "model.safetensors", "profile.json"
 SEARCHED = ("before", "after_search")  # the accuracies that the end of a search keeps
 
 
@@ -23,7 +24,7 @@ class Level:
         self.folder = run.folder / level_name(density)
         if first():
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.model_path = self.folder / "model.safetensors"
+        self.model_path = self.folder / MODEL
         self.search_path = self.folder / "search.safetensors"
         self.previous: Level | None = None  # of a chained method, whose levels are no islands
         self.read = False  # whether an accuracy of its row was read, and not measured now

@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import load_pruned
+from report import main as write_report
 from utils.checkpoint import load_model
 from utils.errors import VPNsError
 from utils.packed import META, VALUES
@@ -276,7 +279,17 @@ def test_halved_weights_are_close_and_others_the_same(model, tmp_path):
         assert torch.equal(packed[name], same)
 
 
+def about_shapes(shapes: object):
+    """A change of what a packed file says of its weights."""
+    text = zlib.compress(json.dumps({"packed": shapes}).encode())
+    return lambda t: t | {META: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+
+
 CHANGES = {
+    "absurd sizes": about_shapes({"conv1.weight": [2**30, 2**9]}),
+    "sizes below zero": about_shapes({"conv1.weight": [-1, 3]}),
+    "no sizes": about_shapes(["conv1.weight"]),
+    "a list without end": about_shapes({"conv1.weight": [1] * 9}),
     "values": lambda t: t | {VALUES: t[VALUES][:-1].clone()},
     "bits": lambda t: t | {"vpns.bits": t["vpns.bits"][:-3].clone()},
     "no bits": lambda t: {n: v for n, v in t.items() if n != "vpns.bits"},
@@ -284,7 +297,7 @@ CHANGES = {
     "a bit": lambda t: t | {"vpns.bits": t["vpns.bits"] ^ (torch.arange(len(t["vpns.bits"])) == 9)},
     "a bomb": lambda t: t | {"vpns.bits": torch.frombuffer(bytearray(BOMB), dtype=torch.uint8)},
 }
-BOMB = __import__("zlib").compress(bytes(10**7))
+BOMB = zlib.compress(bytes(10**7))
 
 
 @pytest.mark.parametrize("case", CHANGES)
@@ -322,3 +335,19 @@ def test_a_profile_counts_weights_dead_outputs_and_arithmetic(model, monkeypatch
     assert rows["conv1"]["effective"] == int((first != 0).sum()) * 16 * 16
     assert rows["conv1"]["dead"] == int((first == 0).flatten(1).all(1).sum())
     assert found["bytes"]["packed"] < found["bytes"]["plain"]
+
+
+def test_a_profile_of_a_run_is_shown_by_its_report(model, monkeypatch, tmp_path):
+    import program.profile as profiling
+
+    monkeypatch.setattr(profiling, "latencies", lambda *_: {"eager": 2.5, "compiled": 1.25})
+    assert call("--profile", model).code == 0
+    report = partial(write_report, [str(model.parents[1]), "--out", str(tmp_path)])
+    assert report() == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "### In use" in text and "| 1.25 | 1.25 |" in text
+    profile = model.with_name("profile.json")
+    for content in ('{"ms": {"1": {}, "32": {}}}', '{"ms": 1}', '{"macs": "<b>"}', "[]"):
+        profile.write_text(content)
+        assert report() == 0 and "### In use" not in (tmp_path / "report.md").read_text()
+    profile.unlink()
