@@ -141,9 +141,9 @@ def test_pruned_weights_are_positive_zeros(folder):
             assert not torch.signbit(tensor[tensor == 0]).any()
 
 
-def test_metadata_is_one_key_of_json(folder):
+def test_metadata_are_the_format_and_one_key_of_json(folder):
     with safe_open(folder / "d0.1/model.safetensors", "pt") as file:
-        assert list(file.metadata()) == ["vpns"]
+        assert file.metadata().keys() == {"format", "vpns"}
 
 
 def test_metadata_describes_the_model(folder):
