@@ -182,7 +182,7 @@ def test_processes_see_the_images_that_one_sees_at_the_same_steps(tmp_path, monk
     assert len(pairs) == 4
 
 
-@pytest.mark.parametrize("method", ["bip", "grasp", "lth", "omp", "snip", "synflow"])
+@pytest.mark.parametrize("method", ["bip", "grasp", "lth"])
 def test_every_kind_of_method_finds_one_mask_in_all_processes(tmp_path, method):
     done = ranks.run(tmp_path / "runs", 2, "--prune_method", method, "--density_list", "0.5")
     assert ended(done) == [0, 0], done
@@ -295,7 +295,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(whole, tmp
     assert ended(again) == [0, 0] and hashes(again[0].folder) == hashes(whole)
 
 
-@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 3)])
 def test_another_number_of_processes_goes_on_with_a_note(tmp_path, before, now):
     save_dir = tmp_path / "runs"
     ranks.run(save_dir, before, *WORDS, before=partial(stop_one, 0, 4, "SIGTERM"))
