@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones import backbone, network_of
+from models.backbones import backbone, network_of, runs_code
 from utils.checkpoint import load_model, unpack_tensor
-from utils.errors import VPNsError
+from utils.errors import UsageError, VPNsError
 from utils.tensors import understood
+
+LARGEST = 4096  # pixels of a side
 
 
 class Deployed(nn.Module):
@@ -45,30 +47,39 @@ class Deployed(nn.Module):
         return (logits if self.label_map is None else logits[:, self.label_map]).softmax(1)
 
 
-def load_pruned(path: str | Path, clean: bool = False) -> tuple[Deployed, tuple[str, ...]]:
+def load_pruned(
+    path: str | Path, clean: bool = False, network: str | None = None
+) -> tuple[Deployed, tuple[str, ...]]:
     """The classifier in a model file, in eval mode, and the names of its classes.
 
-    `clean` leaves the prompt out. A file without names numbers its classes. Raises VPNsError for
-    another file, and for one with a prompt that an older version has written.
+    `clean` leaves the prompt out. A file without names numbers its classes. A network of your own
+    code is made only when `network` names it too. Raises VPNsError for another file, and for one
+    with a prompt that an older version has written.
     """
     path = Path(path)
     tensors, meta = load_model(path)
     with understood(path):
-        backbone(meta["network"]).skeleton_of(tensors)
-        packed, colours = meta.get("prompt_pixels"), meta["normalisation"]
+        name, packed, colours = meta["network"], meta.get("prompt_pixels"), meta["normalisation"]
+        if runs_code(name) and name != network:
+            raise UsageError(f"{path} was made with your code {name!r}: name it as the network")
         if meta["program"] is not None and packed is None and not clean:
             raise VPNsError(f"{path} is of an older version, which kept no finished prompt: run "
                             "its command again, or use it clean")
+        side, canvas = meta["sizes"]["input"], meta["sizes"]["output"]
+        if not (type(side) is type(canvas) is int and 0 < side <= LARGEST >= canvas):
+            raise ValueError(f"images of {side} and a canvas of {canvas} pixels")
         pixels = None if clean or packed is None else unpack_tensor(packed)
-        network = network_of(meta["network"], tensors, str(path))
-        label_map = meta["label_map"]
-        count = len(label_map or tensors[f"{backbone(meta['network']).head}.weight"])
-        names = tuple(map(str, meta.get("classes") or range(count)))
-        sides = meta["sizes"]
-        if pixels is not None and pixels.shape != (3, sides["output"], sides["output"]):
-            raise ValueError(f"a prompt of shape {tuple(pixels.shape)}")
-        if len(names) != count or label_map and not 0 <= min(label_map) <= max(label_map):
-            raise ValueError(f"{len(names)} names for {count} classes")
+        if pixels is not None and (pixels.shape != (3, canvas, canvas) or side > canvas):
+            raise ValueError(f"a prompt of shape {tuple(pixels.shape)} around {side} pixels")
+        row, label_map = backbone(name), meta["label_map"]
+        row.skeleton_of(tensors)
+        outputs = row.outputs_of(tensors)
+        places = range(outputs) if label_map is None else label_map
+        names = tuple(map(str, meta.get("classes") or range(len(places))))
+        known = all(type(place) is int and 0 <= place < outputs for place in places)
+        if len(names) != len(places) or not known:
+            raise ValueError(f"{len(names)} names for {len(places)} of {outputs} outputs")
+        made = network_of(name, tensors, str(path))
         mean, std = colours["mean"], colours["std"]
-        model = Deployed(network, sides["input"], mean, std, pixels, label_map)
+        model = Deployed(made, side, mean, std, pixels, label_map)
     return model.eval(), names

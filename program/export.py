@@ -16,7 +16,7 @@ from data import load_data
 from models.backbones import backbone
 from models.deployed import Deployed, load_pruned
 from program.checkpoints import completed, read_checkpoint
-from program.settings import Config
+from program.settings import Config, named
 from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.errors import DataError, UsageError, VPNsError, note, printable
@@ -40,16 +40,16 @@ def export(config: Config, typed: set[str]) -> dict[str, Any]:
     if run.to is None:
         raise UsageError("--export needs a folder: give it with --to")
     source, folder = Path(run.export), Path(run.to)
-    model, names = load_pruned(source, run.clean)
+    model, names = load_pruned(source, run.clean, named(config, typed))
     tensors, meta = load_model(source)
     folder.mkdir(parents=True, exist_ok=True)
     programs = {"model.pt2": _as_program(model, folder / "model.pt2")}
-    if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
-        programs["model.onnx"] = _as_onnx(model, names, folder / "model.onnx")
+    if has_onnx():
+        programs["model.onnx"] = as_onnx(model, names, folder / "model.onnx")
     else:
         note("no model.onnx: it needs pip install onnx onnxscript onnxruntime")
     images, labels, where = _test_images(config, typed, source, model.size)
-    expected = _expected(source, images, run.clean)
+    expected = _expected(source, images, config, typed)
     found = {}
     for name, program in programs.items():
         outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
@@ -78,7 +78,12 @@ def _as_program(model: Deployed, path: Path) -> Run:
     return torch.no_grad()(lambda images: program(images))
 
 
-def _as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
+def has_onnx() -> bool:
+    """Whether ONNX files can be written and run here."""
+    return all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+
+
+def as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
     """Write an ONNX file with the names of the classes in its metadata; what runs the file."""
     import onnxruntime
 
@@ -112,11 +117,12 @@ def _test_images(
 
 
 @torch.no_grad()
-def _expected(source: Path, images: Tensor, clean: bool) -> Tensor:
+def _expected(source: Path, images: Tensor, config: Config, typed: set[str]) -> Tensor:
     """The probabilities that the program itself gives, (N, C)."""
-    model = read_checkpoint(source, {}).model.eval()
+    network = named(config, typed)
+    model = read_checkpoint(source, {"network": network} if network else {}).model.eval()
     batches = (images.float() / 255).split(BATCH)
-    return torch.cat([model(x, prompted=not clean).softmax(1) for x in batches])
+    return torch.cat([model(x, prompted=not config.run.clean).softmax(1) for x in batches])
 
 
 def _write_weights(

@@ -1,24 +1,24 @@
 """`--profile`: what a finished network costs, layer by layer and as a whole."""
 
 import copy
-import io
 import statistics
 import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.artifact import masks_of
 from models.deployed import Deployed, load_pruned
-from program.settings import Config
+from program.export import as_onnx, has_onnx
+from program.settings import Config, named
 from runfolder.level import MODEL, PROFILE
 from utils.checkpoint import load_model
 from utils.errors import VPNsError, note
@@ -38,7 +38,7 @@ def profile(config: Config, typed: set[str]) -> Row:
     """
     path = Path(config.run.profile)
     tensors, meta = load_model(path)
-    model, _ = load_pruned(path, config.run.clean)
+    model, _ = load_pruned(path, config.run.clean, named(config, typed))
     masks = masks_of(tensors, meta)
     rows = layers(model, masks)
     width = max(len(row["layer"]) for row in rows)
@@ -93,9 +93,10 @@ def latencies(model: Deployed, count: int) -> dict[str, float]:
         compiled = torch.compile(copy.deepcopy(model))
         compiled(images)
         runs["compiled"] = lambda: compiled(images)
-    if find_spec("onnxruntime") and find_spec("onnxscript"):
-        session = _session(model, images)
-        runs["onnxruntime"] = lambda: session.run(None, {"images": images.numpy()})
+    if has_onnx():
+        with TemporaryDirectory() as folder:
+            session = as_onnx(model, (), Path(folder, "model.onnx"))
+        runs["onnxruntime"] = lambda: session(images)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(1 + TURNS):
         for name, run in runs.items():
@@ -104,11 +105,3 @@ def latencies(model: Deployed, count: int) -> dict[str, float]:
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: round(1000 * statistics.median(s), 3) for name, s in seconds.items()}
-
-
-def _session(model: nn.Module, images: Tensor) -> Any:
-    import onnxruntime
-
-    file = io.BytesIO()
-    torch.onnx.export(model, (images,), file, dynamo=True, verbose=False, input_names=["images"])
-    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])

@@ -136,6 +136,11 @@ def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
     return config, typed
 
 
+def named(config: Config, typed: set[str]) -> str | None:
+    """The network that the user has typed."""
+    return config.network.network if "network" in typed else None
+
+
 def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
     """What the chosen preset sets; typed flags stay."""
     if config.method.preset == "none":

@@ -15,7 +15,7 @@ from models.deployed import load_pruned
 from program.evaluation import evaluate_checkpoint
 from program.export import export
 from program.profile import profile
-from program.settings import Config
+from program.settings import Config, named
 from report.text import no_formula
 from utils.checkpoint import load_model, write_side_car
 from utils.device import choose_device
@@ -47,7 +47,7 @@ def predict(config: Config, typed: set[str]) -> dict[str, Any]:
     if run.model is None:
         raise UsageError("--predict needs a model: name its model.safetensors with --model")
     device = choose_device(run.device, run.gpu)
-    model, names = load_pruned(run.model, run.clean)
+    model, names = load_pruned(run.model, run.clean, named(config, typed))
     model.to(device)
     pictures, text = list(_pictures(run.predict)), io.StringIO()
     table = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")

@@ -122,6 +122,31 @@ def test_a_file_without_names_is_measured_as_before(model, images, tmp_path):
     assert load_pruned(path, clean=True)[1] == ("0", "1", "2")
 
 
+# What a stranger's file says
+
+
+STRANGE = {
+    "a code of yours": (lambda a: a | {"network": "own_nets:net"}, "name it as the network"),
+    "another network": (lambda a: a | {"network": "resnet32"}, "does not hold what it should"),
+    "an output too many": (lambda a: a | {"label_map": [0, 1, 99]}, "3 of 10 outputs"),
+    "no number": (lambda a: a | {"label_map": [0, 1, "2"]}, "3 of 10 outputs"),
+    "names": (lambda a: a | {"classes": ["a", "b"]}, "2 names for 3"),
+    "absurd sizes": (lambda a: a | {"sizes": a["sizes"] | {"input": 10**6}}, "1000000"),
+    "an absurd canvas": (lambda a: a | {"sizes": a["sizes"] | {"output": 99}}, "a prompt of shape"),
+    "colours": (lambda a: a | {"normalisation": {"mean": [0.5], "std": [1, 1, 1]}}, "should"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_file_that_says_what_cannot_be_is_refused(mapped, tmp_path, case):
+    change, reason = STRANGE[case]
+    tensors, about = load_model(mapped)
+    path = tmp_path / "strange.safetensors"
+    save_file(tensors, path, metadata={"vpns": json.dumps(change(about))})
+    done = call("--predict", tmp_path, "--model", path, *CPU)
+    assert done.code in (1, 2) and path.name in done.error and reason in done.error
+
+
 # Prediction
 
 
