@@ -141,7 +141,7 @@ def test_a_run_over_two_nodes_that_is_signalled_goes_on_and_ends_like_one_that_i
     number = submit("signalled")
     wait(lambda: [*(tmp_path / "signalled").glob("*/*/*/metrics.jsonl")])
     shell(slurm, "scancel", "--batch", "--signal=USR2", number)
-    wait(lambda: drained(slurm))
+    wait(lambda: "RESULT " in (tmp_path / "signalled.log").read_text())
     log = (tmp_path / "signalled.log").read_text()
     assert f"job {number} is queued again" in log and "continuing" in log
     assert len(re.findall("^RESULT ", log, re.MULTILINE)) == 1
