@@ -3,20 +3,18 @@
 import http.client
 import os
 import socket
-import tarfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
+from data.archives import guarded
 from data.images import Splits
 from data.layouts import find_layout, folders_in
 from data.picture import UNREADABLE
 from data.specs import SPECS, Spec
 from utils.downloads import fetched
 from utils.errors import DataError, message_of
-from utils.files import leads_outside
 
 TEST_FRACTION = 0.2
 PARTS = ("training", "test")  # as messages call them
@@ -125,28 +123,3 @@ def _fetch_into(spec: Spec, target: Path) -> None:
         for folder in created:
             with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Within, a tar file with a member that leads outside its folder raises ValueError.
-
-    zipfile keeps such members inside by itself. Raises OSError where Python has no filter.
-    """
-    if not hasattr(tarfile, "data_filter"):
-        raise OSError("Python before 3.10.12 and 3.11.4 unpacks archives unsafely: update it")
-    before = vars(tarfile.TarFile).get("extraction_filter")
-    tarfile.TarFile.extraction_filter = staticmethod(_inside)
-    try:
-        yield
-    except tarfile.TarError as error:
-        raise ValueError(str(error)) from error
-    finally:
-        tarfile.TarFile.extraction_filter = before
-
-
-def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """The library's filter, which would strip the root from an absolute name and go on."""
-    if leads_outside(member.name):
-        raise tarfile.OutsideDestinationError(member, member.name)
-    return tarfile.data_filter(member, folder)

@@ -20,7 +20,7 @@ LIGHTNING = tuple(f"{place}.AttributeDict" for place in (
 BESIDE = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
       for name in ("scalar", "_reconstruct")),
-    "numpy.dtype", "numpy.ndarray", "_codecs.encode", "torch.device", "torch.layout",
+    "numpy.ndarray", "_codecs.encode", "torch.device", "torch.layout",
     "torch.torch_version.TorchVersion", "builtins.frozenset", "builtins.slice",
     *(f"{module}.{kind}{name}" for module in ("pathlib", "pathlib._local")
       for kind in ("", "Pure") for name in ("PosixPath", "WindowsPath", "Path")),
@@ -114,12 +114,19 @@ def _no_values(*_: Any) -> None:
     raise Refused("it declares a tensor without its values")
 
 
+def _dtype(kind: Any, *_: Any) -> Nothing:
+    if str(kind)[:1] == "O":
+        raise Refused(f"reading it would call for objects in an array of numpy: {ALONE}")
+    return Nothing()
+
+
 NAMES = {
     "collections.OrderedDict": Plain,
     "collections.Counter": Plain,
     "collections.defaultdict": Defaults,
     **dict.fromkeys(("argparse.Namespace", *LIGHTNING), Plain),
     **dict.fromkeys(BESIDE, Nothing),
+    "numpy.dtype": _dtype,
     "builtins.set": set,
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _view,
