@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iterations", type=timing.positive, default=4, help="iterations a turn")
     parser.add_argument("--repeats", type=timing.positive, default=3, help="starts of each number")
     parser.add_argument("--step_ms", type=float, default=100.0, help="an iteration on one GPU")
-    parser.add_argument("--nvlink", type=float, default=300.0, help="GB/s within a machine")
-    parser.add_argument("--network_gb", type=float, default=40.0, help="GB/s between machines")
+    for name, speed in (("nvlink", 300.0), ("network_gb", 40.0)):
+        parser.add_argument(f"--{name}", type=float, default=speed, help="GB/s of a link")
     args = parser.parse_args(argv)
     if "VPNS_MEASURE" in os.environ:
         measure(args)

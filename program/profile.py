@@ -50,8 +50,8 @@ def profile(config: Config, typed: set[str]) -> Row:
     sizes = {"plain": path.stat().st_size, "packed": len(small),
              "compressed": len(zlib.compress(path.read_bytes(), 9))}  # fmt: skip
     times = {str(count): latencies(model, count) for count in BATCHES}
-    print("all: " + ", ".join(f"{name} {value:,}" for name, value in total.items()))
-    print("bytes: " + ", ".join(f"{name} {value:,}" for name, value in sizes.items()))
+    for what, numbers in (("all", total), ("bytes", sizes)):
+        print(f"{what}: " + ", ".join(f"{name} {value:,}" for name, value in numbers.items()))
     for count, found in times.items():
         shown = ", ".join(f"{name} {ms:.2f}" for name, ms in found.items())
         print(f"ms for a batch of {count}, {torch.get_num_threads()} threads: {shown}")
