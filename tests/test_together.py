@@ -403,7 +403,8 @@ def torchrun(save_dir: Path, *options: str) -> subprocess.Popen:
 
 
 def curves(save_dir: Path) -> list[Path]:
-    return [*save_dir.glob("*/*/seed*/metrics.jsonl")]
+    """The curves of the runs that have made an epoch."""
+    return [path for path in save_dir.glob("*/*/seed*/metrics.jsonl") if path.stat().st_size]
 
 
 def workers(process: subprocess.Popen) -> list[int]:
