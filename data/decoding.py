@@ -101,7 +101,11 @@ def decoded(
     images: FileImages, work: Callable[[int], Result], rows: Iterable[int], threads: int,
     ahead: int = BATCH,
 ) -> Iterator[Result]:  # fmt: skip
-    """`work` of each row of the images, in order. Raises VPNsError that names what fails."""
+    """`work` of each row of the images, in order.
+
+    Raises what `work` raises of our errors; VPNsError that names the image when it runs out of
+    memory, fails in another way, or has not come after PATIENCE seconds.
+    """
     for row, future in threaded(work, rows, threads, ahead):
         if not wait([future], PATIENCE).done:
             raise VPNsError(f"the image {images.shown(row)} was not read within {PATIENCE:g} "
@@ -121,7 +125,10 @@ def decoded(
 def at_sizes(
     images: Images, sizes: Sequence[int], batches: Sequence[Tensor], threads: int
 ) -> Iterator[list[Tensor]]:
-    """For each batch of rows, its images at each of `sizes`: uint8 (B, C, size, size)."""
+    """For each batch of rows, its images at each of `sizes`: uint8 (B, C, size, size).
+
+    Of image files, two batches are decoded ahead.
+    """
     if isinstance(images, ArrayImages):
         yield from ([resize(images.pixels[rows], size) for size in sizes] for rows in batches)
         return

@@ -17,16 +17,24 @@ ANNOTATIONS = "val_annotations.txt"  # the labels of Tiny-ImageNet's flat val/im
 
 
 def open_folders(root: Path, test: tuple[str, ...] = ("test", "val")) -> Splits:
-    """The splits in `root`/train and in the first of `root`/`test` that exists."""
+    """The splits in `root`/train and in the first of `root`/`test` that exists.
+
+    Raises DataError when the folders do not agree, as in Tiny-ImageNet, which it recognises.
+    """
     other = next((name for name in test if (root / name).is_dir()), test[0])
     return _open_both(root, root / "train", root / other)
 
 
 def open_own_folders(root: Path, test_fraction: float) -> Splits:
-    """A user's own images as they lie in `root`; a note says what is taken for what."""
+    """A user's own images as they lie in `root`; a note says what is taken for what.
+
+    Without a test folder, `test_fraction` of the images is the test part, the same ones always.
+    """
     layout = find_layout(root) or Layout(root / "train", root / "test")
     if layout.test is None:
-        (whole,) = _scan_alike(layout.train, layout.train)
+        classes, left = _class_folders(layout.train), Counter()
+        whole = _scan(layout.train, classes, left_out=left)
+        _tell_left_out(layout.train, left)
         count = max(1, round(test_fraction * len(whole.labels)))
         note(f"{layout.train} has no test folder beside it: {count:,} of its {len(whole.labels):,} "
              "images are the test part, a fixed choice with the classes in proportion "
@@ -41,22 +49,22 @@ def open_own_folders(root: Path, test_fraction: float) -> Splits:
 
 def _open_both(root: Path, train: Path, test: Path) -> Splits:
     """Both parts, one folder a class. Raises DataError for raw Tiny-ImageNet, which is flat."""
-    flat = (test / "images").is_dir() and "images" not in _class_folders(train)
+    classes, left = _class_folders(train), Counter()
+    flat = (test / "images").is_dir() and "images" not in classes
     if flat and (root / "val" / ANNOTATIONS).is_file():
-        advice = "use --dataset tiny_imagenet"
-        raise DataError(f"{root} is Tiny-ImageNet as it is distributed: {advice}")
-    return Splits(*_scan_alike(root, train, test))
+        raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
+                        "--dataset tiny_imagenet")
+    splits = Splits(*(_scan(folder, classes, left_out=left) for folder in (train, test)))
+    _tell_left_out(root, left)
+    return splits
 
 
-def _scan_alike(root: Path, *folders: Path) -> list[Part]:
-    """Folders with the classes of the first; a note says what among them is no image."""
-    classes, left = _class_folders(folders[0]), Counter()
-    parts = [_scan(folder, classes, left_out=left) for folder in folders]
+def _tell_left_out(root: Path, left: Counter) -> None:
+    """Say what lies among the images and is none that is read."""
     if left:
         kinds = ", ".join(f"{count:,} {end}" for end, count in left.most_common(5))
         heic = "; .heic needs a plug-in: convert them" if {".heic", ".heif"} & left.keys() else ""
         note(f"files in {root} that are left out: {kinds}{heic}")
-    return parts
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -85,10 +93,12 @@ def _scan(
         return any(map(is_junk, Path(place).relative_to(folder).parts))
 
     def counted(path: str) -> bool:
-        wanted = not in_junk(os.path.dirname(path))
-        if wanted and not is_image(path):
-            left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
-        return wanted and is_image(path)
+        if in_junk(os.path.dirname(path)):
+            return False
+        if is_image(path):
+            return True
+        left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+        return False
 
     present = set(_class_folders(folder)) - set(ignore)
     if unknown := sorted(present - set(classes)):
@@ -100,7 +110,10 @@ def _scan(
 
 
 def open_tiny_imagenet(root: Path) -> Splits:
-    """100,000 training images; the test part is the official val. Label: rank of the wnid."""
+    """100,000 training images; the test part is the official val. Label: rank of the wnid.
+
+    The official archive, or one whose val folder was sorted by class.
+    """
     base = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
     classes = _class_folders(base / "train")
     wnids = base / "wnids.txt"
@@ -127,8 +140,9 @@ def _annotated(images: Path, annotations: Path, classes: list[str]) -> Part:
     number = {wnid: i for i, wnid in enumerate(classes)}
     lines = read_small(annotations, LIST).decode().splitlines()
     rows = [line.split() for line in lines if line.strip()]
-    if wrong := [row for row in rows if len(row) < 2 or row[1] not in number]:
-        raise DataError(f"{annotations} has a line of no known class ({' '.join(wrong[0])}): "
+    wrong = next((row for row in rows if len(row) < 2 or row[1] not in number), None)
+    if wrong:
+        raise DataError(f"{annotations} has a line of no known class ({' '.join(wrong)}): "
                         "extract the archive again")
     listed, present = {row[0] for row in rows}, {entry.name for entry in images.iterdir()}
     if absent := listed - present:

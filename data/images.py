@@ -43,7 +43,10 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files under `root`; `names`, an array of bytes, are their paths relative to it."""
+    """Image files under `root`; `names` are their paths relative to it.
+
+    The names are a bytes array, which is far smaller than a list of a million strings.
+    """
 
     root: Path
     names: np.ndarray
@@ -65,23 +68,29 @@ class FileImages:
     def identity(self) -> Iterable[bytes]:
         """Bytes that change with the images, as far as a look that takes seconds can tell.
 
-        Every name; the size of every file, of 20,000 spread evenly where there are more; of 256
-        spread evenly over those the first MiB, which is all of most images. What differs elsewhere
-        is not noticed. Raises DataError that names a file that cannot be read.
+        Every name; the size of every file, of 20,000 spread evenly where there are more; of every
+        file, of 256 spread evenly over those where there are more, the first MiB, which is all of
+        most images. Not noticed is an image that was replaced by another of the same size, when it
+        is none of the 256 or differs only after its first MiB, and one of another size that is
+        none of the 20,000. Raises DataError that names a file that cannot be read.
         """
         yield b"\n".join(self.names.tolist())
         sized = spread(range(len(self)), SIZED)
-        looks = (lambda path: b"\n%d" % size_of(path), sized), (_start, spread(sized, READ))
-        for look, path in ((look, self.path(row)) for look, rows in looks for row in rows):
-            try:
-                yield look(path)
-            except OSError as error:
-                raise refusal(path, error) from error
+        for look, rows in (_size, sized), (_start, spread(sized, READ)):
+            for path in map(self.path, rows):
+                try:
+                    yield look(path)
+                except OSError as error:
+                    raise refusal(path, error) from error
 
 
 def spread(rows: Sequence[int], most: int) -> Sequence[int]:
     """The rows, or where there are more than `most`, that many spread evenly over them."""
     return rows if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]
+
+
+def _size(path: Path) -> bytes:
+    return b"\n%d" % size_of(path)
 
 
 def _start(path: Path) -> bytes:
@@ -111,8 +120,8 @@ class Part(NamedTuple):
 def stratified(labels: Tensor, count: int, *key: object) -> tuple[Tensor, Tensor]:
     """Choose `count` of the images with these labels (int64, N): (chosen rows, other rows), sorted.
 
-    Every class gives its share, rounded down; those of the largest remainders (ties: the lowest
-    class) one more.
+    Every class gives its share, rounded down; the images still missing come from the classes
+    with the largest remainders (ties: the lowest class first).
     """
     totals = torch.bincount(labels)
     shares = totals * count // len(labels)

@@ -72,7 +72,11 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the classes, labels and images (see their `identity`)."""
+        """16 hex digits that change with the images, labels, counts or classes.
+
+        Pixels in memory are read whole; what is looked at of files, and what therefore is not
+        noticed, `FileImages.identity` says.
+        """
         digest = hashlib.sha256(repr(self.classes).encode())
         for view in (self.clean, self.test, self.val):
             for piece in view.identity() if view else ():
@@ -104,12 +108,17 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
     space, workers = room(config.cache_gb, still.device), config.workers
     pixels = Resized(train.images, (augmented.resize_to, still.size), space, workers)
-    views = {name: View(name, pixels, train.labels, look)
-             for name, look in (("clean", augmented), ("prompted", drawn))}  # fmt: skip
-    for name, part in (("test", splits.test), ("val", val)):
-        views[name] = part and View(
-            name, Resized(part.images, (still.size,), space, workers), part.labels, still)
-    return Data(**views, classes=train.classes)
+
+    def fixed(name: str, part: Part) -> View:
+        return View(name, Resized(part.images, (still.size,), space, workers), part.labels, still)
+
+    return Data(
+        clean=View("clean", pixels, train.labels, augmented),
+        prompted=View("prompted", pixels, train.labels, drawn),
+        test=fixed("test", splits.test),
+        val=fixed("val", val) if val else None,
+        classes=train.classes,
+    )
 
 
 def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:

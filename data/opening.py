@@ -109,11 +109,10 @@ def _reason(error: Exception) -> str:
 def _fetch_into(spec: Spec, target: Path) -> None:
     """Download beside `target`, then move it into place, so that it is whole or absent."""
     created = [folder for folder in target.parents if not folder.exists()]
-    patience, (number, unit) = socket.getdefaulttimeout(), spec.size.split()
-    most = 4 * float(number) * {"MB": 10**6, "GB": 10**9}[unit]  # packed, unpacked, and more
+    patience, most = socket.getdefaulttimeout(), 4 * spec.bytes  # packed, unpacked, and more
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        with guarded(), fetched(target.parent, spec.fetch, int(most), MOST_SECONDS) as aside:
+        with guarded(), fetched(target.parent, spec.fetch, most, MOST_SECONDS) as aside:
             if _missing(spec, target):
                 target.mkdir(exist_ok=True)
                 for entry in aside.iterdir():

@@ -28,6 +28,12 @@ class Spec:
     fetch: Callable[[Path], object] | None = None  # fills a folder, where torchvision can
     batch_size: int = 256
 
+    @property
+    def bytes(self) -> int:
+        """The size of the download."""
+        number, unit = self.size.split()
+        return int(float(number) * {"MB": 10**6, "GB": 10**9}[unit])
+
 
 def _idx_markers(folder: str) -> tuple[str, ...]:
     places = f"{folder}/raw/{FIRST_FILE}", FIRST_FILE

@@ -87,7 +87,10 @@ class View:
 
 
 def ahead(items: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same items, each made in a thread, on a GPU in a stream, while the one before is used."""
+    """The same items, each made in a thread while the one before is used.
+
+    On an NVIDIA GPU they are copied and cut on a stream of their own, beside the training step.
+    """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream:  # the images themselves may be on their way
         stream.wait_stream(torch.cuda.current_stream(device))

@@ -1,7 +1,8 @@
 """A finished network as others use it: images of any size in, probabilities of the classes out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,14 @@ def load_pruned(
     with a prompt that an older version has written.
     """
     path = Path(path)
-    tensors, meta = load_model(path)
+    return deployed(path, *load_model(path), clean, network)
+
+
+def deployed(
+    path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], clean: bool,
+    network: str | None,
+) -> tuple[Deployed, tuple[str, ...]]:  # fmt: skip
+    """What `load_pruned` makes, from the content of the file at `path`."""
     with understood(path):
         name, packed, colours = meta["network"], meta.get("prompt_pixels"), meta["normalisation"]
         if runs_code(name) and name != network:

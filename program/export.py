@@ -1,7 +1,7 @@
 """`--export`: a finished network as a folder that needs nothing of this project."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import islice
@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data import load_data
+from models import PromptedClassifier
 from models.backbones import backbone
-from models.deployed import Deployed, load_pruned
+from models.deployed import Deployed, deployed
 from program.checkpoints import completed, read_checkpoint
 from program.settings import Config, named
 from utils.checkpoint import load_model
@@ -40,16 +41,18 @@ def export(config: Config, typed: set[str]) -> dict[str, Any]:
     if run.to is None:
         raise UsageError("--export needs a folder: give it with --to")
     source, folder = Path(run.export), Path(run.to)
-    model, names = load_pruned(source, run.clean, named(config, typed))
     tensors, meta = load_model(source)
+    model, names = deployed(source, tensors, meta, run.clean, named(config, typed))
     folder.mkdir(parents=True, exist_ok=True)
     programs = {"model.pt2": _as_program(model, folder / "model.pt2")}
     if has_onnx():
         programs["model.onnx"] = as_onnx(model, names, folder / "model.onnx")
     else:
         note("no model.onnx: it needs pip install onnx onnxscript onnxruntime")
-    images, labels, where = _test_images(config, typed, source, model.size)
-    expected = _expected(source, images, config, typed)
+    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    ours = read_checkpoint(source, chosen)
+    images, labels, where = _test_images({**ours.flags, **chosen}, model.size)
+    expected = _expected(ours.model.eval(), images, not run.clean)
     found = {}
     for name, program in programs.items():
         outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
@@ -99,12 +102,9 @@ def as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _test_images(
-    config: Config, typed: set[str], source: Path, size: int
-) -> tuple[Tensor, Tensor, str | None]:
+def _test_images(flags: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, str | None]:
     """uint8 test images (N, 3, size, size), their labels, and where they come from."""
-    chosen = {name: value for name, value in flatten(config).items() if name in typed}
-    data = completed({**read_checkpoint(source, chosen).flags, **chosen, "download": False}).data
+    data = completed({**flags, "download": False}).data
     with suppress(DataError):
         views = load_data(data, size, BATCH, torch.device("cpu"))
         batches = list(islice(views.test.batches(), CHECKED // BATCH))
@@ -117,12 +117,10 @@ def _test_images(
 
 
 @torch.no_grad()
-def _expected(source: Path, images: Tensor, config: Config, typed: set[str]) -> Tensor:
+def _expected(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tensor:
     """The probabilities that the program itself gives, (N, C)."""
-    network = named(config, typed)
-    model = read_checkpoint(source, {"network": network} if network else {}).model.eval()
     batches = (images.float() / 255).split(BATCH)
-    return torch.cat([model(x, prompted=not config.run.clean).softmax(1) for x in batches])
+    return torch.cat([model(x, prompted=prompted).softmax(1) for x in batches])
 
 
 def _write_weights(

@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.artifact import masks_of
-from models.deployed import Deployed, load_pruned
+from models.deployed import Deployed, deployed
 from program.export import as_onnx, has_onnx
 from program.settings import Config, named
 from runfolder.level import MODEL, PROFILE
@@ -38,7 +38,7 @@ def profile(config: Config, typed: set[str]) -> Row:
     """
     path = Path(config.run.profile)
     tensors, meta = load_model(path)
-    model, _ = load_pruned(path, config.run.clean, named(config, typed))
+    model, _ = deployed(path, tensors, meta, config.run.clean, named(config, typed))
     masks = masks_of(tensors, meta)
     rows = layers(model, masks)
     width = max(len(row["layer"]) for row in rows)
@@ -49,7 +49,7 @@ def profile(config: Config, typed: set[str]) -> Row:
     total = {name: sum(row[name] for row in rows) for name in NUMBERS}
     sizes = {"plain": path.stat().st_size, "packed": len(small),
              "compressed": len(zlib.compress(path.read_bytes(), 9))}  # fmt: skip
-    times = {str(count): latencies(model, count) for count in BATCHES}
+    times = latencies(model)
     for what, numbers in (("all", total), ("bytes", sizes)):
         print(f"{what}: " + ", ".join(f"{name} {value:,}" for name, value in numbers.items()))
     for count, found in times.items():
@@ -85,23 +85,31 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
     return rows
 
 
-def latencies(model: Deployed, count: int) -> dict[str, float]:
-    """Milliseconds a batch of `count` images: the median of runs that take turns."""
-    images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
-    runs: dict[str, Callable[[], Any]] = {"eager": lambda: model(images)}
-    with suppress(Exception):  # no compiler, or a network that cannot be compiled
-        compiled = torch.compile(copy.deepcopy(model))
-        compiled(images)
-        runs["compiled"] = lambda: compiled(images)
+def latencies(model: Deployed) -> dict[str, dict[str, float]]:
+    """Milliseconds by the size of a batch and by what runs the network."""
+    runs: dict[str, Callable[[Tensor], Any]] = {"eager": model}
     if has_onnx():
         with TemporaryDirectory() as folder:
-            session = as_onnx(model, (), Path(folder, "model.onnx"))
-        runs["onnxruntime"] = lambda: session(images)
+            runs["onnxruntime"] = as_onnx(model, (), Path(folder, "model.onnx"))
+    found = {}
+    for count in BATCHES:
+        images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
+        here = dict(runs)
+        with suppress(Exception):  # no compiler, or a network that cannot be compiled
+            compiled = torch.compile(copy.deepcopy(model))
+            compiled(images)
+            here["compiled"] = compiled
+        found[str(count)] = medians(here, images)
+    return found
+
+
+def medians(runs: Mapping[str, Callable[[Tensor], Any]], images: Tensor) -> dict[str, float]:
+    """Median milliseconds of runs that take turns, after one each to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(1 + TURNS):
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
+            run(images)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: round(1000 * statistics.median(s), 3) for name, s in seconds.items()}

@@ -100,7 +100,9 @@ def save_level(
 
 def record(config: Config, run: Run) -> None:
     """Bring results.csv and curves.png up to date with all levels, those of other commands too."""
-    for path in sorted(run.folder.glob("d*/model.safetensors")) if first() else ():
+    if not first():
+        return
+    for path in sorted(run.folder.glob("d*/model.safetensors")):
         if (name := path.parent.name) in run.rows:
             continue
         run.rows[name] = None
@@ -113,9 +115,8 @@ def record(config: Config, run: Run) -> None:
             run.rows[name] = level.row(partial(check_row, config, density))
         except VPNsError as error:
             run.say(f"note: {error}; results.csv leaves it out")
-    if first():
-        run.write_results()
-        draw_run(run.folder)
+    run.write_results()
+    draw_run(run.folder)
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:

@@ -16,10 +16,9 @@ from program.evaluation import evaluate_checkpoint
 from program.export import export
 from program.profile import profile
 from program.settings import Config, named
-from report.text import no_formula
 from utils.checkpoint import load_model, write_side_car
 from utils.device import choose_device
-from utils.errors import DataError, UsageError, printable
+from utils.errors import DataError, UsageError, no_formula, printable
 from utils.files import atomic_write, write_streamed
 from utils.packed import pack
 

@@ -106,9 +106,9 @@ class Panel:
     @property
     def levels(self) -> list[float]:
         """Sparsities of the table: all but those that only a chained method has."""
-        plain = [series for series in self.series if not series.method.chained]
-        levels = (set().union(*(s.levels for s in part)) - {0} for part in (plain, self.series))
-        return sorted(next(levels) or next(levels))
+        plain = [series.levels for series in self.series if not series.method.chained]
+        levels = set().union(*plain) - {0}
+        return sorted(levels or set().union(*(series.levels for series in self.series)) - {0})
 
     def rest(self, series: Series) -> list[float]:
         """Sparsities of a chained method that are no columns of the table."""
@@ -122,7 +122,10 @@ class Panel:
 
 
 def panels(runs: Sequence[Run], accuracy: str = "clean") -> list[Panel]:
-    """The runs by network and dataset, in order of name, their methods by rank."""
+    """The runs by network and dataset, in order of name, their methods by rank.
+
+    Raises VPNsError for more than PANELS of them.
+    """
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.where, rank(run.method), run.label)):
         groups.setdefault(run.where, {}).setdefault(run.label, []).append(run)

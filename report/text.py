@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,7 +12,7 @@ from report.panel import Panel, Series, panels
 from report.picture import comparison_figure
 from report.runs import load_runs
 from runfolder.results import save_figure
-from utils.errors import UsageError, VPNsError
+from utils.errors import UsageError, VPNsError, no_formula
 from utils.files import atomic_write
 
 INTRODUCTION = """# Accuracy against sparsity
@@ -145,11 +144,6 @@ def report_csv(panels: Sequence[Panel]) -> str:
         texts = ("" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers)
         writer.writerow([*names, f"{level:g}", " ".join(seeds), len(seeds), *texts])
     return CSV_HEAD + text.getvalue()
-
-
-def no_formula(text: str) -> str:
-    """A text that a spreadsheet shows and never runs, by whatever mark it divides cells."""
-    return re.sub(r"""((?:^|[;,\t|])[\s"]*)(?=[=+\-@＝＋－＠])""", r"\1'", text)
 
 
 def report_tex(panels: Sequence[Panel]) -> str:

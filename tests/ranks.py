@@ -1,7 +1,6 @@
 """Several processes that make one run together, as torchrun starts them: forks of this one."""
 
 import os
-import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -88,7 +87,7 @@ def results(folder: Path, world: int, work: Callable[[int], Any]) -> list[Any]:
                 os.environ.update(environment(rank, world, port, number))
                 torch.set_num_threads(1)
                 together.begin("cpu")
-                (folder / f"{rank}.pickle").write_bytes(pickle.dumps(work(rank)))
+                torch.save(work(rank), folder / f"{rank}.pt")
                 together.end()
                 code = 0
             except BaseException:
@@ -98,4 +97,4 @@ def results(folder: Path, world: int, work: Callable[[int], Any]) -> list[Any]:
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert not any(codes), codes
-    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]

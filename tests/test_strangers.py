@@ -20,6 +20,7 @@ from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli import at_call, call, forked, only_run, run, send
@@ -140,6 +141,7 @@ def test_code_is_named_in_every_form_of_a_pickle(tmp_path, form):
         (bytearray(8), "builtins.bytearray"),
         (print, "builtins.print"),
         (decimal.Decimal(1), "decimal.Decimal"),
+        (np.array([1], dtype=object), "for objects in an array of numpy"),
     ],
 )
 def test_other_things_than_tensors_and_plain_values_are_refused_by_name(tmp_path, content, name):

@@ -22,7 +22,7 @@ from test_families import OWN
 
 from data import cache as data_cache
 from data import decoding, opening
-from pruning.measure import evaluate, hits
+from pruning.measure import Counts, evaluate, hits
 from pruning.scores import LearnedScores
 from runfolder.run import Run
 from runfolder.states import States
@@ -145,7 +145,8 @@ def test_evaluation_is_split_and_its_sums_are_exact(tmp_path):
 
     view = Shared("test", images=22)
     counts = evaluate(tiny_model(), view)
-    for got in ranks.results(tmp_path, 2, lambda _: evaluate(tiny_model(), view)):
+    for sums in ranks.results(tmp_path, 2, lambda _: tuple(evaluate(tiny_model(), view))):
+        got = Counts(*sums)
         assert got[1:] == counts[1:] and got.loss == pytest.approx(counts.loss)
 
 

@@ -359,7 +359,8 @@ def test_a_flipped_bit_of_a_packed_file_is_noticed(small, tmp_path):
 def test_a_profile_counts_weights_dead_outputs_and_arithmetic(model, monkeypatch):
     import program.profile as profiling
 
-    monkeypatch.setattr(profiling, "latencies", lambda *_: {"eager": 1.0})
+    times = {"eager": 1.0}
+    monkeypatch.setattr(profiling, "latencies", lambda _: {"1": times, "32": times})
     found = call("--profile", model).result
     tensors, about = load_model(model)
     rows = {row["layer"]: row for row in found["layers"]}
@@ -375,7 +376,8 @@ def test_a_profile_counts_weights_dead_outputs_and_arithmetic(model, monkeypatch
 def test_a_profile_of_a_run_is_shown_by_its_report(model, monkeypatch, tmp_path):
     import program.profile as profiling
 
-    monkeypatch.setattr(profiling, "latencies", lambda *_: {"eager": 2.5, "compiled": 1.25})
+    times = {"eager": 2.5, "compiled": 1.25}
+    monkeypatch.setattr(profiling, "latencies", lambda _: {"1": times, "32": times})
     assert call("--profile", model).code == 0
     report = partial(write_report, [str(model.parents[1]), "--out", str(tmp_path)])
     assert report() == 0

@@ -1,5 +1,7 @@
 """What can go wrong for a user, as one line, and the exit code that a script sees (DESIGN)."""
 
+import re
+
 MOST = 2000  # characters of a line
 
 
@@ -10,6 +12,11 @@ def printable(text: object, most: int = MOST) -> str:
     """
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: most + 1])
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def no_formula(text: str) -> str:
+    """A text that a spreadsheet shows and never runs, by whatever mark it divides cells."""
+    return re.sub(r"""((?:^|[;,\t|])[\s"]*)(?=[=+\-@＝＋－＠])""", r"\1'", text)
 
 
 def message_of(error: BaseException) -> str:
