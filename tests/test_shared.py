@@ -1,5 +1,6 @@
 """What levels and methods share is computed once, read back the same, and never wrong."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +366,25 @@ def test_a_level_is_the_same_file_whether_its_dense_phase_was_computed_or_read(
     assert [stage for _, stage, _ in cli.metrics(alone)] == ["dense", "finetune"]
     model = Path("d0.1", "model.safetensors")
     assert (alone / model).read_bytes() == (both / model).read_bytes()
+
+
+def test_of_two_runs_that_need_a_result_at_once_one_makes_it_and_the_other_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runfolder.shared.PAUSE", 0.01)
+    children = []
+    for number in (1, 2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                trained = stages(shared_find(tmp_path / "shared", "omp", epochs=3))
+                (tmp_path / f"stages-{number}").write_text(" ".join(trained))
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    made = [(tmp_path / f"stages-{number}").read_text().split() for number in (1, 2)]
+    assert sorted(map(len, made)) == [0, 3]
+    assert [path.suffix for path in (tmp_path / "shared").iterdir()].count(".lock") == 0
