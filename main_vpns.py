@@ -4,13 +4,19 @@ Reads like the paper's algorithm: data; then for each density a fresh network an
 search, fine-tuning, evaluation. `--help` lists the flags.
 """
 
+import sys
+from os.path import dirname, realpath
+
+sys.path.insert(0, dirname(realpath(__file__)))  # where `python -I` does not look
+
 from utils.signals import Stop, end_at_once
+from utils.streams import ready_streams
 
 if __name__ == "__main__":
+    ready_streams()
     end_at_once()  # if a signal comes during the imports below, which take seconds
 
 import json
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -49,7 +55,7 @@ from utils.together import Lost, begin, end, from_first, one_end, one_first
 
 def run(config: Config, stop: Stop) -> dict[str, Any]:
     """Make every level of a run, or what is missing of it. Returns the RESULT values."""
-    folder = from_first(partial(run_folder, config))
+    folder = run_folder(config)
     device = choose_device(config.run.device, config.run.gpu)
     config.precision.begin(device)
     from_first(partial(prepare, config, folder))
@@ -65,7 +71,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
                 if rows[number] is None:
                     rows[number] = make_level(config, level, data, mapping, device)
                     record(config, opened)
-        elif opened.was_done:
+        elif opened.was_done and not opened.lacks():
             note("this run is done; --resume none makes it anew")
         else:
             record(config, opened)

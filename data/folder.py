@@ -2,13 +2,10 @@
 
 import os
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
-from torchvision.datasets.folder import make_dataset
-
-from data.images import Part, Splits, file_part
-from data.layouts import Layout, find_layout, folders_in, is_image, is_junk
+from data.images import Part, Splits, file_part, shortened
+from data.layouts import Layout, composed, find_layout, folders_in, is_image, is_junk
 from utils.errors import DataError, note
 from utils.files import read_small
 
@@ -32,7 +29,7 @@ def open_own_folders(root: Path, test_fraction: float) -> Splits:
     """
     layout = find_layout(root) or Layout(root / "train", root / "test")
     if layout.test is None:
-        classes, left = _class_folders(layout.train), Counter()
+        classes, left = _classes(layout.train), Counter()
         whole = _scan(layout.train, classes, left_out=left)
         _tell_left_out(layout.train, left)
         count = max(1, round(test_fraction * len(whole.labels)))
@@ -49,7 +46,7 @@ def open_own_folders(root: Path, test_fraction: float) -> Splits:
 
 def _open_both(root: Path, train: Path, test: Path) -> Splits:
     """Both parts, one folder a class. Raises DataError for raw Tiny-ImageNet, which is flat."""
-    classes, left = _class_folders(train), Counter()
+    classes, left = _classes(train), Counter()
     flat = (test / "images").is_dir() and "images" not in classes
     if flat and (root / "val" / ANNOTATIONS).is_file():
         raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
@@ -78,35 +75,63 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
+def _classes(folder: Path) -> list[str]:
+    """The names of the classes in `folder`, sorted; two spellings of one name are one class."""
+    return list({composed(name): name for name in reversed(_class_folders(folder))}.values())[::-1]
+
+
 def _scan(
     folder: Path, classes: list[str], ignore: tuple[str, ...] = (), left_out: Counter | None = None
 ) -> Part:
     """The images below `folder`, one folder a class; a class's number is its place in `classes`.
 
     A class without a folder keeps its number; a folder that is no class raises DataError. Other
-    files are counted in `left_out` by the end of their name.
+    files are counted in `left_out` by the end of their name. A link to what is reached without it
+    is not followed, and a note of the images says so.
     """
     left = Counter() if left_out is None else left_out
-
-    @lru_cache  # files come folder by folder, and there may be a million
-    def in_junk(place: str) -> bool:
-        return any(map(is_junk, Path(place).relative_to(folder).parts))
-
-    def counted(path: str) -> bool:
-        if in_junk(os.path.dirname(path)):
-            return False
-        if is_image(path):
-            return True
-        left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
-        return False
-
-    present = set(_class_folders(folder)) - set(ignore)
-    if unknown := sorted(present - set(classes)):
+    numbers = {composed(name): number for number, name in enumerate(classes)}
+    present = [name for name in _class_folders(folder) if name not in ignore]
+    if unknown := [name for name in present if composed(name) not in numbers]:
         raise DataError(f"{folder} has class folders that the training set has not "
                         f"({', '.join(unknown[:3])}): make their names agree")
-    numbers = {name: number for number, name in enumerate(classes) if name in present}
-    samples = make_dataset(folder, numbers, is_valid_file=counted, allow_empty=True)
-    return file_part(folder, samples, classes)
+    reached, twice, samples = [os.path.join(os.path.realpath(folder), "")], [], []
+    for name in present:
+        for place, names in _folders_below(os.path.join(folder, name), reached, twice):
+            for path in (os.path.join(place, file) for file in sorted(names)):
+                if is_image(path):
+                    samples.append((path, numbers[composed(name)]))
+                else:
+                    left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+    links = "links to folders that are reached without them are not followed"
+    notes = [f"{links}: {shortened(twice)}"] * bool(twice)
+    return file_part(folder, samples, classes, *notes)
+
+
+def _folders_below(
+    top: str, reached: list[str], twice: list[str]
+) -> list[tuple[str, list[str]]]:
+    """The folders of a class, sorted, with the names of their files; those of systems are left out.
+
+    A link is followed unless it leads to a folder in `reached`, below one, or above one; those
+    that are not followed come into `twice`.
+    """
+
+    def new(path: str) -> bool:
+        if os.path.islink(path):
+            real = os.path.join(os.path.realpath(path), "")
+            if any(real.startswith(place) or place.startswith(real) for place in reached):
+                twice.append(path)
+                return False
+            reached.append(real)
+        return True
+
+    found = []
+    for place, folders, names in os.walk(top, followlinks=True) if new(top) else ():
+        found.append((place, names))
+        folders[:] = [name for name in sorted(folders)
+                      if not is_junk(name) and new(os.path.join(place, name))]  # fmt: skip
+    return sorted(found)
 
 
 def open_tiny_imagenet(root: Path) -> Splits:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from utils.seed import generator
 
 SIZED, READ = 20_000, 256  # files of a set of which the size, and the content, is looked at
 READ_BYTES = 1 << 20  # of the content of each
+NAMED = 3  # images or classes that a message names; the rest it counts
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class FileImages:
     root: Path
     names: np.ndarray
     channels: int = 3
+    notes: tuple[str, ...] = ()  # for the user: what lies among them and is not taken
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +65,7 @@ class FileImages:
         return printable(str(self.path(row).absolute()))
 
     def select(self, rows: Tensor) -> "FileImages":
-        return FileImages(self.root, self.names[rows.numpy()])
+        return replace(self, names=self.names[rows.numpy()])
 
     def identity(self) -> Iterable[bytes]:
         """Bytes that change with the images, as far as a look that takes seconds can tell.
@@ -150,10 +152,16 @@ def array_part(pixels: np.ndarray, labels: Sequence[int], classes: Iterable[str]
 
 
 def file_part(
-    root: Path, samples: Iterable[tuple[str | Path, int]], classes: Iterable[str]
+    root: Path, samples: Iterable[tuple[str | Path, int]], classes: Iterable[str], *notes: str
 ) -> Part:
     """A Part from image files below `root` with their labels."""
     pairs = [(os.fsencode(os.path.relpath(path, root)), label) for path, label in samples]
     names, labels = zip(*pairs, strict=True) if pairs else ((), ())
-    images = FileImages(root, np.array(names, dtype=np.bytes_))
+    images = FileImages(root, np.array(names, dtype=np.bytes_), notes=notes)
     return Part(images, torch.tensor(labels, dtype=torch.int64), tuple(classes))
+
+
+def shortened(names: Sequence[str], of: str = "") -> str:
+    """The number of images or classes and the first few of their names."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{len(names):,}{of} ({', '.join(names[:NAMED])}{more})"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,11 @@ def is_image(path: str) -> bool:
 def is_junk(name: str) -> bool:
     """Whether a folder is hidden or a system's own."""
     return name[:1] == "." or name.lower() in JUNK
+
+
+def composed(name: str) -> str:
+    """A name as one sequence of letters: folders from a Mac have their accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def folders_in(folder: Path) -> list[str]:

@@ -9,16 +9,14 @@ import torch
 
 from data.cache import Resized, room
 from data.faults import readable
-from data.images import Part, Splits
+from data.images import Part, Splits, shortened
 from data.opening import PARTS, TEST_FRACTION, open_splits, require_images
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look, View
-from utils.config import flag, number
+from utils.config import flag, number, path_or_word
 from utils.errors import UsageError, printable
 from utils.together import from_first, one_first
-
-NAMED = 3  # images or classes that a message names; the rest it counts
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DataConfig:
     dataset: str = flag("dtd", "dataset", choices=tuple(SPECS))
     data: str | None = flag(
         None, "folder D of the data: looked for in D/<dataset>, then in D "
-        "(default: dataset, then datasets)", parse=str, identity=False)
+        "(default: dataset, then datasets)", parse=path_or_word, identity=False)
     input_size: int | None = flag(
         None, "side of the images in pixels (default: the network's)", parse=number(int, 1, 4096))
     batch_size: int | None = flag(
@@ -130,16 +128,11 @@ def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
         lonely = [label for label, count in classes if count == 1 < max(counts)]
         if name == PARTS[0] and lonely:
             yield f"classes with one {name} image: {shortened(lonely)}"
+    yield from dict.fromkeys(line for part in splits for line in getattr(part.images, "notes", ()))
     if len(splits.train.classes) == 1:
         yield f"there is one class only, {printable(splits.train.classes[0])}"
     if left_out:
         yield f"images that cannot be read and are left out: {shortened(left_out)}"
-
-
-def shortened(names: Sequence[str], of: str = "") -> str:
-    """The number of images or classes and the first few of their names."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{len(names):,}{of} ({', '.join(names[:NAMED])}{more})"
 
 
 def hold_out(train: Part, config: DataConfig) -> tuple[Part, Part | None]:

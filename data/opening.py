@@ -55,7 +55,7 @@ def require_images(splits: Splits, source: str) -> None:
 def locate(name: str, data: str | None, download: bool) -> Path:
     """The root folder of a dataset, fetched if need be and allowed. Raises DataError."""
     spec = SPECS[name]
-    folders = DEFAULT_FOLDERS if data is None else (os.path.expanduser(data),)
+    folders = DEFAULT_FOLDERS if data is None else (data,)
     places = [place for folder in map(Path, folders) for place in (folder / name, folder)]
     own = spec.classes is None and data is not None
     for place in places:

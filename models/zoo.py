@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
 from utils.checkpoint import write_side_car
-from utils.downloads import fetched
+from utils.downloads import cache_place, fetched
 from utils.errors import VPNsError
 from utils.files import below, sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -76,7 +76,7 @@ def fetch(source: str) -> Path:
         return _cached(f"{digest}-{end}", source, partial(_from_web, source))
     if address.scheme not in ("", "file"):
         raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
-    path = Path(url2pathname(address.path) if address.scheme else source).expanduser()
+    path = Path(url2pathname(address.path) if address.scheme else source)
     if not path.is_file():
         near = difflib.get_close_matches(source, ZOO, n=1)
         near = near or sorted(str(p) for p in below(path) if p.name == "model.safetensors")
@@ -86,7 +86,7 @@ def fetch(source: str) -> Path:
 
 def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
-    path = Path(os.environ.get("VPNS_CACHE") or "~/.cache/vpns").expanduser() / name
+    path = cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE") / name
     if path.is_file():
         if fault := _fault(path):
             way = "delete it (and its .sha256, if any), and it is fetched again from"

@@ -14,15 +14,17 @@ import torch
 from data.cache import room
 from data.decoding import BATCH
 from data.faults import Faults, readable
-from data.images import FileImages, Images, Part, Splits
+from data.images import FileImages, Images, Part, Splits, shortened
 from data.layouts import find_layout
-from data.load import make_views, shortened
+from data.load import make_views
 from data.opening import locate, open_splits, present, require_images
+from data.picture import TOO_LARGE
 from data.specs import SPECS
 from data.transforms import clean_size
 from data.views import Look
+from program.plan import check_fit
 from program.settings import Config
-from utils.errors import DataError, printable
+from utils.errors import DataError, VPNsError, printable
 
 CPU = torch.device("cpu")
 BUDGET = 5.0  # seconds of decoding, from which a longer epoch is extrapolated
@@ -47,6 +49,7 @@ def check_data(config: Config) -> None:
         "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
         "found": present(SPECS[data.dataset], root) or parts_of(root),
         "classes": len(splits.train.classes),
+        "notes": [line for part in splits for line in getattr(part.images, "notes", ())],
         "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
         "epoch": epoch, "trainable": problem is None,
     }  # fmt: skip
@@ -127,16 +130,20 @@ def time_epoch(splits: Splits, config: Config) -> Report:
     return report
 
 
-def find_problem(good: Splits, faults: tuple[Faults, ...], config: Config) -> DataError | None:
+def find_problem(good: Splits, faults: tuple[Faults, ...], config: Config) -> VPNsError | None:
     """Why the data cannot be trained on, or None."""
     unreadable = [item for part in faults for item in part.unreadable.items()]
     if unreadable and config.data.bad_images == "stop":
         path, reason = unreadable[0]
+        way = "scale them down" if reason.startswith(TOO_LARGE) else "get them again"
         return DataError(f"{len(unreadable):,} images cannot be read, the first {path} ({reason}): "
-                         "get them again, or leave them out with --bad_images skip")
+                         f"{way}, or leave them out with --bad_images skip")
     try:
         require_images(good, f"{config.data.dataset}, without what cannot be read,")
-    except DataError as error:
+        size = config.data.input_size
+        look = Look(size, size, config.data.batch_size, CPU, whole=True)
+        check_fit(config, make_views(good, config.data, look))
+    except VPNsError as error:
         return error
     return None
 
@@ -148,6 +155,7 @@ def lines(report: Report) -> Iterator[str]:
     for name, split in report["splits"].items():
         yield f"{name}: {split['images']:,} images, {split['source']}"
         yield from split_lines(**split)
+    yield from report["notes"]
     if report["unused"]:
         yield f"files beside the images that are not used: {by_ending(report['unused'])}"
     if report["epoch"]:

@@ -1,6 +1,5 @@
 """`--evaluate`: measure a checkpoint of ours, of the authors, or of the model zoo."""
 
-import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 
 from data import load_data
+from data.layouts import composed
 from models import PromptedClassifier
 from models.backbones import backbone
 from models.fit import require_fit
@@ -73,7 +73,7 @@ def put_in_order(model: PromptedClassifier, classes: Sequence[str]) -> list[str]
 
     Raises UsageError for other classes than those that the model has learned.
     """
-    learned, here = (list(map(_composed, names)) for names in (model.names, classes))
+    learned, here = (list(map(composed, names)) for names in (model.names, classes))
     if not learned or learned == here:
         return []
     if other := sorted({*here} - {*learned}):
@@ -83,8 +83,3 @@ def put_in_order(model: PromptedClassifier, classes: Sequence[str]) -> list[str]
     order = torch.tensor([learned.index(name) for name in here], device=model.mean.device)
     model.label_map = order if model.label_map is None else model.label_map[order]
     return ["the classes come in another order than in training: mapped by their names"]
-
-
-def _composed(name: str) -> str:
-    """A name as one sequence of letters: folders of a Mac have accents apart."""
-    return unicodedata.normalize("NFC", name)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from models import MAPPINGS
 from pruning import METHODS, PRUNE_MODES
-from utils.config import flag, number, word
+from utils.config import flag, number, path_or_word
 from utils.device import device_name
 from utils.optim import OptimConfig
 
@@ -35,7 +35,7 @@ def parse_density(text: str) -> float:
 class RunConfig:
     """Flags of the run as a whole, none of which makes another run."""
 
-    save_dir: str = flag("result", "folder for all results")
+    save_dir: str = flag("result", "folder for all results", parse=path_or_word)
     experiment_name: str = flag("vpns", "folder of the experiment in it")
     seed: int = flag(7, "seed of all random draws", parse=number(int, 0, 2**63 - 1))
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps", parse=device_name)
@@ -43,7 +43,7 @@ class RunConfig:
     resume: str = flag(
         "auto", "auto continues the run with the same settings; none starts afresh and keeps the "
         "old folder under another name; or the path of a run folder or of its newest state, which "
-        "must be good: only auto goes back to the state before a damaged one", parse=word)
+        "must be good: only auto goes back to the state before a damaged one", parse=path_or_word)
     keep_states: bool = flag(
         False, "keep the newest states of the search (search-N.pt) and of fine-tuning")
     save_every: int = flag(
@@ -65,20 +65,24 @@ class RunConfig:
     evaluate: str | None = flag(
         None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
         "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
-        group="evaluation")
+        parse=path_or_word, group="evaluation")
     predict: tuple[str, ...] | None = flag(
         None, "name the class of pictures, or of those in folders, by the network of --model, and "
-        "stop", parse=str, many=True, group="use")
+        "stop", parse=path_or_word, many=True, group="use")
     export: str | None = flag(
         None, "write a model.safetensors as programs that need nothing of this project (.pt2, "
-        "ONNX) into the folder --to, and stop", group="use")
+        "ONNX) into the folder --to, and stop", parse=path_or_word, group="use")
     pack: str | None = flag(
-        None, "write a model.safetensors as a small file, --to, and stop", group="use")
+        None, "write a model.safetensors as a small file, --to, and stop", parse=path_or_word,
+        group="use")
     profile: str | None = flag(
-        None, "measure sizes, arithmetic and time of a model.safetensors, and stop", group="use")
-    model: str | None = flag(None, "model.safetensors for --predict", group="use")
+        None, "measure sizes, arithmetic and time of a model.safetensors, and stop",
+        parse=path_or_word, group="use")
+    model: str | None = flag(
+        None, "model.safetensors for --predict", parse=path_or_word, group="use")
     to: str | None = flag(
-        None, "where --export and --pack write, and --predict a CSV", group="use")
+        None, "where --export and --pack write, and --predict a CSV", parse=path_or_word,
+        group="use")
     clean: bool = flag(False, "leave the prompt out in --predict and --export", group="use")
     half: bool = flag(False, "let --pack keep weights in float16", group="use")
     classes_by_position: bool = flag(
@@ -117,10 +121,10 @@ class PruneConfig:
         choices=("none", "paper"), identity=False)
     init_mask: str | None = flag(
         None, "file to take the mask from instead of searching: a model file of ours, or tensors "
-        "with weight_mask or popup_scores keys")
+        "with weight_mask or popup_scores keys", parse=path_or_word)
     init_from: str | None = flag(
         None, "file to take mask, weights, BatchNorm and prompt from; without a value, the file "
-        "of --init_mask", bare="")
+        "of --init_mask", parse=path_or_word, bare="")
     post_prompt: str = flag(
         "none", "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, "
         "finetuned after", choices=("none", "zeroshot", "finetuned"))

@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data import SPECS, Data
+import torch
+
+from data import SPECS, Data, load_data
 from models.backbones import weights_file
 from program.flags import DENSITIES
 from program.given import check_given
@@ -24,34 +27,66 @@ from utils.errors import UsageError, VPNsError, note
 from utils.files import read_object, sha256_file
 from utils.ranks import world
 from utils.tensors import SUFFIXES, read_tensors, understood
+from utils.together import from_first
 
 Flags = Mapping[str, Any]
 NO_PATH = ("auto", "none")  # of --resume
 
 
 def run_folder(config: Config) -> Path:
-    """SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the one --resume names.
+    """The folder of a run; its images may have lain elsewhere when it began, which a note says."""
+    folder, moved = from_first(partial(_folders, config))
+    if not moved:
+        return folder
+    own = config.data
+    found = load_data(own, own.input_size, own.batch_size, torch.device("cpu")).fingerprint
+    same = [old for old in moved if read_object(old / "env.json").get("data") == found]
+    if not same:
+        return folder
+    old = max(same, key=lambda path: (path / "run.json").stat().st_mtime)
+    note(f"{old.name} goes on, whose images lay in {read_object(old / 'config.json')['data']}; "
+         f"they are those in {own.data}")
+    return old
 
-    The hash is of the flags that change numbers and differ from their defaults.
+
+def _folders(config: Config) -> tuple[Path, list[Path]]:
+    """Where a run lies, and if nothing is there, runs that differ from it in a path at most.
+
+    SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the folder that --resume names. The
+    hash is of the flags that change numbers and differ from their defaults.
     """
     flags, defaults = flatten(config), default_flags(config)
     if config.run.resume not in NO_PATH:
-        return resumed_folder(config.run.resume, flags, defaults)
+        return resumed_folder(config.run.resume, flags, defaults), []
     chosen = {n: v for n, v in flags.items() if n not in NOT_IDENTITY and v != defaults[n]}
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
-    if SPECS[config.data.dataset].classes is None:
-        chosen["data"] = str(Path(config.data.data or "").resolve())  # the images are the dataset
     named = weights_file(config.network.network, config.network.weights) is None
     for source in ("init_mask", "init_from", *(() if named else ("weights",))):
         if chosen.get(source):
-            path = Path(chosen[source]).expanduser()
+            path = Path(chosen[source])
             if not path.is_file():
                 raise VPNsError(f"{path} does not exist")
             chosen[source] = sha256_file(path)  # its content counts, not its name
     name = "-".join(flags[n] for n in ("network", "dataset", "prune_method")).replace("/", "+")
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
-    return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
+    return _with_images(config, parent, chosen)
+
+
+def _with_images(config: Config, parent: Path, chosen: dict[str, Any]) -> tuple[Path, list[Path]]:
+    """The folder of a run of these flags; for a user's own images, which have no name but their
+    path, also the runs that have other paths."""
+
+    def place(data: object) -> Path:
+        if SPECS[config.data.dataset].classes is None:
+            chosen["data"] = str(Path(data or "").resolve())
+        return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
+
+    folder = place(config.data.data)
+    if "data" not in chosen or folder.exists() or config.run.resume == "none":
+        return folder, []
+    others = parent.glob(f"seed{config.run.seed}-*/config.json")
+    return folder, [o.parent for o in others if place(read_object(o).get("data")) == o.parent]
 
 
 def default_flags(config: Config) -> dict[str, Any]:

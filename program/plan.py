@@ -1,9 +1,14 @@
-"""The plan of a run, without data or weights, and whether network, densities and images fit."""
+"""The plan of a run, without weights, and whether network, densities and images fit."""
 
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from data import SPECS, Data
+import torch
+
+from data import SPECS, Data, load_data
 from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
 from program.given import given_outputs
@@ -13,16 +18,21 @@ from pruning.masks import prunable
 from pruning.selection import require_room
 from utils.config import flatten
 from utils.counts import count_at
-from utils.errors import UsageError
+from utils.errors import DataError, UsageError
 from utils.ranks import world
 
 FEW_STEPS = 10
 
 
 def plan(config: Config, typed: set[str]) -> dict[str, Any]:
-    """Config, levels with their counts, passes and sizes, as --dry_run prints them."""
+    """Config, levels with their counts, passes and sizes, as --dry_run prints them.
+
+    Where the data are on the disk, the last batch of an epoch is looked at too.
+    """
     check_floor(config)
     check_fit(config)
+    if config.method.epochs and (data := _data_here(config)):
+        check_fit(config, data)
     total, prompt = sum(_layer_sizes(config)), config.build_prompt()
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     return {
@@ -32,6 +42,16 @@ def plan(config: Config, typed: set[str]) -> dict[str, Any]:
         "prompt_values": 0 if prompt is None else 3 * int(prompt.region.sum()),
         "notes": size_notes(config),
     }  # fmt: skip
+
+
+def _data_here(config: Config) -> Data | None:
+    """The data if they can be had without a download; what is said of them goes to stderr."""
+    own = replace(config.data, download=False, bad_images="stop")
+    try:
+        with redirect_stdout(sys.stderr):
+            return load_data(own, own.input_size, own.batch_size, torch.device("cpu"))
+    except DataError:
+        return None
 
 
 def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:

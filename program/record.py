@@ -116,7 +116,9 @@ def record(config: Config, run: Run) -> None:
         except VPNsError as error:
             run.say(f"note: {error}; results.csv leaves it out")
     run.write_results()
-    draw_run(run.folder)
+    with run.optional("picture"):
+        draw_run(run.folder)
+    run.metrics.complete()
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:

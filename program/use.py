@@ -19,7 +19,7 @@ from program.settings import Config, named
 from utils.checkpoint import load_model, write_side_car
 from utils.device import choose_device
 from utils.errors import DataError, UsageError, no_formula, printable
-from utils.files import atomic_write, write_streamed
+from utils.files import atomic_write, below, write_streamed
 from utils.packed import pack
 
 Use = Callable[[Config, set[str]], dict[str, Any]]
@@ -66,7 +66,7 @@ def _pictures(given: Sequence[str]) -> Iterator[Path]:
     for path in map(Path, given):
         if not path.is_dir():
             yield path
-        elif found := sorted(p for p in path.rglob("*") if is_image(p.name)):
+        elif found := sorted(p for p in below(path) if is_image(p.name)):
             yield from found
         else:
             raise DataError(f"{path} holds no pictures")

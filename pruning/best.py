@@ -36,7 +36,7 @@ class Best:
                 test = evaluate(training.model, data.test)
                 row |= test.named("test")
         except NumericError as error:
-            raise NumericError(f"{error} at {training.place()}") from error
+            raise NumericError(f"{error}, at {training.place()}") from error
         return test
 
     def _offer(self, training: "Training", counts: Counts) -> None:

@@ -87,5 +87,6 @@ def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
     model.train(was_training)
     counts = tally.of_all()
     if not math.isfinite(counts.loss):
-        raise NumericError(f"the measured loss is {counts.loss}: the network has diverged")
+        raise NumericError(f"the measured loss is {counts.loss}: the network has diverged, "
+                           "train it with a lower learning rate")
     return counts

@@ -108,7 +108,7 @@ def run_epoch(training: Training) -> Counts | None:
     rates = [optimizer.param_groups[0]["lr"] for optimizer in training.optimizers]
     run_steps(training)
     together.require_same(tensors_of(training), training.place())
-    row = {"stage": stage.name, "epoch": training.epoch, "lr": rates}
+    row = {"stage": stage.name, "epoch": training.epoch + 1, "lr": rates}
     for view, tally in training.tallies.items():
         row |= tally.counts().named(view)
     test = training.best.measure(training, row)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from program.failures import one_line
-from runfolder.results import Row, find_dense, read_results, run_folder, sparsity
-from utils.config import Parser
+from runfolder.results import PICTURE, Row, find_dense, read_results, run_folder, sparsity
+from utils.config import Parser, path_or_word
 from utils.errors import Interrupted, UsageError, printable
 from utils.signals import Stop
 
@@ -39,8 +39,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _describe(run: Path) -> str:
     """The table of one run, and where its files are."""
     lines = [curves_table(read_results(run), find_dense(run)), f"run:    {printable(run)}"]
-    if (run / "curves.png").exists():
-        lines.append(f"curves: {printable(run / 'curves.png')}")
+    if (run / PICTURE).exists():
+        lines.append(f"curves: {printable(run / PICTURE)}")
     return "\n".join(lines)
 
 
@@ -52,7 +52,8 @@ def run(argv: Sequence[str]) -> str:
         return "\n\n".join(_describe(run_folder(Path(word))) for word in argv[1:])
     parser = Parser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report's files")
+    parser.add_argument("--out", type=path_or_word, metavar="DIR",
+                        help="folder for the report's files")
     parser.add_argument("--reference", metavar="METHOD",
                         help="what the others are compared with (default: vpns)")
     parser.add_argument("--accuracy", choices=("clean", "prompted"), default="clean",
@@ -65,6 +66,7 @@ def run(argv: Sequence[str]) -> str:
         raise UsageError("--out DIR is missing: the folder that the report goes to")
     from report.text import write_report  # needs torch, for which the table does not wait
 
+    options.out = Path(options.out)
     return f"{write_report(**vars(options))}\n\nreport: {options.out / 'report.md'}"
 
 

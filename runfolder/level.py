@@ -80,8 +80,7 @@ class Level:
 
     def note_layers(self, densities: dict[str, float]) -> None:
         """The density of each weight, for TensorBoard; a line on those that are empty."""
-        for name, value in densities.items():
-            self.run.metrics.scalar(f"{level_name(self.density)}/layers/{name}", value)
+        self.run.metrics.board.layers(self.density, densities)
         empty = [name.removesuffix(".weight") for name, value in densities.items() if value == 0]
         if empty:
             self.run.say(f"density {self.density:g}: the mask leaves no weight in "

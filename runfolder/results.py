@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+PICTURE = "curves.png"
 TITLE = 120  # characters
 PERCENT = ("before", "after_search", "clean", "prompted")  # columns
 ROWS, COLUMNS = 200, 50  # of a results.csv at most, the densities of one run
@@ -144,7 +145,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 def draw_run(run: Path) -> None:
     """Write `curves.png` of a run from its results.csv, with its dense line if there is one."""
     title = no_mathtext(printable(f"{run.parent.name}, {run.name}", TITLE))
-    save_figure(curves_figure(read_results(run), find_dense(run), title), run / "curves.png")
+    save_figure(curves_figure(read_results(run), find_dense(run), title), run / PICTURE)
 
 
 def no_mathtext(text: str) -> str:

@@ -3,17 +3,18 @@
 import re
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from runfolder.board import FILES, Board
 from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
-from runfolder.results import PERCENT
+from runfolder.results import PERCENT, PICTURE
 from runfolder.surroundings import Surroundings
 from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
@@ -42,7 +43,9 @@ class Run:
         for stray in list(below(folder)) if first() else ():
             if re.fullmatch(r"\..*\.tmp", stray.name):
                 stray.unlink(missing_ok=True)
-        self.metrics, self.surroundings = Metrics(folder), Surroundings(folder, self.say)
+        self._without: set[str] = set()  # what could not be made and nobody needs
+        self.metrics = Metrics(folder, Board(folder, self.optional))
+        self.surroundings = Surroundings(folder, self.say)
         earlier = from_first(partial(read_object, folder / "run.json"))
         self._goes_on = bool(earlier)
         self.rows: dict[str, Mapping[str, Any] | None] = {}  # by level folder; None is left out
@@ -81,11 +84,30 @@ class Run:
         with guarded(self.folder / "log.txt"):
             print(stamp, line, file=self._log, flush=True)
 
+    @contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """What only decorates never stops a run: an error in the block is a note, once a run."""
+        try:
+            yield
+        except Exception as error:
+            if self.stop.requested:
+                self.stop.now()
+            if what not in self._without:
+                why = message_of(error)[:200] or type(error).__name__
+                self.say(f"note: no {what} ({why}); the run goes on, and the same command makes "
+                         "what is missing another time")
+            self._without.add(what)
+
     def state(self, state: str, reason: str = "") -> None:
         """Write run.json; state is running, done, interrupted or failed."""
         seconds = self._seconds + time.monotonic() - self._started
         values = {"state": state, "reason": reason, "seconds": round(seconds, 1)}
         write_json(self.folder / "run.json", values)
+
+    def lacks(self) -> list[str]:
+        """What only decorates and is missing: it could not be made, or was removed."""
+        there = {"picture": (self.folder / PICTURE).exists(), FILES: self.metrics.shown()}
+        return [what for what, made in there.items() if not made]
 
     def write_results(self) -> None:
         """Write results.csv: a row a level in `rows`, densest first, the same bytes each time."""
@@ -96,7 +118,7 @@ class Run:
 
     def close(self) -> None:
         """Let the files and the lock go."""
-        self.metrics.close()
+        self.metrics.board.close()
         self._log.close()
         self._lock.close()
 

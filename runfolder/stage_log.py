@@ -152,7 +152,7 @@ class StageLog:
         self._run.metrics.add(row)
         prompt = getattr(model, "prompt", None)
         if prompt is not None:
-            self._run.metrics.picture(f"{level_name(self._density)}/prompt", prompt.picture())
+            self._run.metrics.board.prompt(row, prompt.picture())
         measures = [name for name in row if name.endswith(("_loss", "_accuracy"))]
         values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in measures)
         rate = "/".join(f"{value:.2g}" for value in row["lr"])

@@ -1,7 +1,9 @@
 """Small networks and data that many tests share."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -48,6 +50,31 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for one training state but not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def lockable(request, tmp_path):
+    """A folder and a function that makes it read-only; a disk for root, who may write anywhere."""
+    if os.geteuid() == 0:
+        folder = request.getfixturevalue("small_disk")
+        lock, unlock = ["mount", "-o", "remount,ro"], ["mount", "-o", "remount,rw"]
+    else:
+        folder = tmp_path
+        lock, unlock = ["chmod", "-R", "a-w"], ["chmod", "-R", "u+w"]
+    yield folder, lambda: subprocess.run([*lock, folder], check=True)
+    subprocess.run([*unlock, folder], check=True)
 
 
 def tiny_network(seed: int = 0) -> nn.Module:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 
@@ -173,18 +172,6 @@ def test_full_disk_is_one_line_and_the_run_goes_on_later(undisturbed, tmp_path, 
     assert hashes(again.folder) == hashes(undisturbed.folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own with room for one training state but not for two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_disk_that_fills_up_keeps_the_state_before(small_disk, tmp_path):
     words = [*QUICK, "--epochs", 2]
     full = run(small_disk / "run", *words)
@@ -197,19 +184,6 @@ def test_disk_that_fills_up_keeps_the_state_before(small_disk, tmp_path):
 
 
 # A folder that cannot be written
-
-
-@pytest.fixture
-def lockable(request, tmp_path):
-    """A folder and a function that makes it read-only; a disk for root, who may write anywhere."""
-    if os.geteuid() == 0:
-        folder = request.getfixturevalue("small_disk")
-        lock, unlock = ["mount", "-o", "remount,ro"], ["mount", "-o", "remount,rw"]
-    else:
-        folder = tmp_path
-        lock, unlock = ["chmod", "-R", "a-w"], ["chmod", "-R", "u+w"]
-    yield folder, lambda: subprocess.run([*lock, folder], check=True)
-    subprocess.run([*unlock, folder], check=True)
 
 
 def test_folder_that_cannot_be_written_is_one_line(lockable):

@@ -81,7 +81,7 @@ def test_env_json_holds_the_versions(folder):
 
 
 def test_metrics_have_a_line_an_epoch(folder):
-    stages = [("search", 0), ("search", 1), ("finetune", 0), ("finetune", 1)]
+    stages = [("search", 1), ("search", 2), ("finetune", 1), ("finetune", 2)]
     assert metrics(folder) == [(d, *stage) for d in (0.2, 0.1) for stage in stages]
 
 

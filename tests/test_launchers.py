@@ -475,6 +475,14 @@ def test_failed_install_says_what_to_do(project):
     assert done.stderr.startswith("error: pip could not install requirements.txt")
 
 
+def test_a_folder_that_cannot_be_written_is_told_as_such(lockable, tmp_path):
+    folder, lock = lockable
+    project = Project(folder)
+    lock()
+    done = project.run("bash", "quickstart.sh", FAKE_UNMET="1", FAKE=str(tmp_path))
+    assert done.returncode == 1 and f"{project.root} cannot be written" in done.stderr
+
+
 def test_old_python_is_refused_with_its_version(project):
     done = project.run("bash", "run_tests.sh", FAKE_OLD="1")
     assert (done.returncode, (project.root / ".venv").exists()) == (1, False)

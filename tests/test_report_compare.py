@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 from report_runs import HEADER, call, make_run, prompt, row, set_state
@@ -377,3 +378,11 @@ def test_damaged_results_stop_the_report(grid, capsys):
     assert call(grid, "--out", grid / "out") == 1
     assert "is damaged" in capsys.readouterr().err
     assert not (grid / "out").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "report.picture", None)
+    make_run(tmp_path / "runs", "vpns", 7, {0.1: 90})
+    assert call(tmp_path / "runs", "--out", tmp_path / "report") == 0
+    assert "note: no picture (" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == FILES[1:]

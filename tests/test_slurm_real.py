@@ -139,7 +139,8 @@ def test_a_run_over_two_nodes_that_is_signalled_goes_on_and_ends_like_one_that_i
     submit("calm")
     wait(lambda: drained(slurm))
     number = submit("signalled")
-    wait(lambda: [*(tmp_path / "signalled").glob("*/*/*/metrics.jsonl")])
+    metrics = "*/*/*/metrics.jsonl"  # which is empty until an epoch is over
+    wait(lambda: any(p.stat().st_size for p in (tmp_path / "signalled").glob(metrics)))
     shell(slurm, "scancel", "--batch", "--signal=USR2", number)
     wait(lambda: "RESULT " in (tmp_path / "signalled.log").read_text())
     log = (tmp_path / "signalled.log").read_text()

@@ -13,11 +13,11 @@ import pytest
 import torch
 from cli import ROOT, call, meta, run
 from PIL import Image
+from report_runs import call as write_report
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import load_pruned
-from report import main as write_report
 from utils.checkpoint import load_model
 from utils.errors import VPNsError
 from utils.packed import META, VALUES
@@ -379,7 +379,7 @@ def test_a_profile_of_a_run_is_shown_by_its_report(model, monkeypatch, tmp_path)
     times = {"eager": 2.5, "compiled": 1.25}
     monkeypatch.setattr(profiling, "latencies", lambda _: {"1": times, "32": times})
     assert call("--profile", model).code == 0
-    report = partial(write_report, [str(model.parents[1]), "--out", str(tmp_path)])
+    report = partial(write_report, model.parents[1], "--out", tmp_path)
     assert report() == 0
     text = (tmp_path / "report.md").read_text()
     assert "### In use" in text and "| 1.25 | 1.25 |" in text

@@ -7,6 +7,7 @@ OptimConfig gives --weight_lr, --score_lr and so on.
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,6 +65,11 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
     return parse
 
 
+def path_or_word(text: str) -> str:
+    """A parser for paths, and for words in their place: `~` is the home folder."""
+    return word(os.path.expanduser(text))
+
+
 def word(text: str) -> str:
     """A parser for names and paths that may be `none`; the authors' spelling is `None`."""
     return "none" if text == "None" else text
@@ -116,8 +122,9 @@ def _typable(facts: Mapping[str, Any], default: Any, value: Any) -> bool:
     if isinstance(default, bool) or value is None:
         return isinstance(value, bool) or value is default
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    meant = path_or_word(value) if facts["parse"] is path_or_word else value
     try:
-        return _parser_of(facts)(text) == value
+        return _parser_of(facts)(text) == meant
     except (ValueError, argparse.ArgumentTypeError):
         return False
 
@@ -209,8 +216,10 @@ def not_one_of(text: str, choices: Collection[str], also: str = "") -> str:
 
 
 def _underscored(word: str) -> str:
-    """--batch-size=3 as --batch_size=3; a value after = stays."""
+    """--batch-size=3 as --batch_size=3; a value after = stays. UsageError for `--`."""
     name, equals, value = word.partition("=")
+    if value == "--":  # which argparse takes for an end, and breaks down
+        raise UsageError(f"argument {name}: {value} is no value (--help lists the flags)")
     return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 

@@ -9,10 +9,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from utils.errors import VPNsError
 from utils.files import below
 
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
 LOOK = 2.0  # seconds between looks at what has come
+
+
+def cache_place(folder: str, variable: str) -> Path:
+    """A folder for what is fetched, `~` expanded.
+
+    Raises VPNsError when there is no home folder, as for a user of a container who has no name.
+    """
+    path = os.path.expanduser(folder)
+    if path.startswith("~"):
+        raise VPNsError(f"no home folder to keep what is fetched in: name a folder with {variable}")
+    return Path(path)
 
 
 @contextmanager

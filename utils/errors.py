@@ -1,8 +1,16 @@
 """What can go wrong for a user, as one line, and the exit code that a script sees (DESIGN)."""
 
+import errno
+import os
 import re
 
 MOST = 2000  # characters of a line
+LIMITS = {
+    errno.EMFILE: "raise the limit (ulimit -n), or give a smaller --workers",
+    errno.ENFILE: "all programs together have too many files open: end some, and run again",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u, or the container's), or "
+                  "give --workers 0 and OMP_NUM_THREADS=1",
+}  # fmt: skip
 
 
 def printable(text: object, most: int = MOST) -> str:
@@ -22,6 +30,16 @@ def no_formula(text: str) -> str:
 def message_of(error: BaseException) -> str:
     """The text of an error as one line; '' when it has none."""
     return printable(" ".join(str(error).split()))
+
+
+def beyond_limit(error: BaseException) -> str:
+    """What to do about a limit of the system on files, processes or threads; '' for other errors.
+
+    No file is the cause then, whichever was to be opened.
+    """
+    text = str(error).replace("can't start new thread", os.strerror(errno.EAGAIN))
+    named = [number for number in LIMITS if os.strerror(number) in text]  # libraries lose numbers
+    return LIMITS.get(getattr(error, "errno", None) or next(iter(named), None), "")
 
 
 def note(line: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.errors import VPNsError
+from utils.errors import VPNsError, beyond_limit
 from utils.ranks import first
 
 DEEPEST = 20  # containers within each other, in JSON
@@ -111,6 +111,8 @@ def _sync_folder(folder: Path) -> None:
 
 def write_problem(path: Path, error: OSError) -> str:
     """One line that says why `path` could not be written, and what to do."""
+    if advice := beyond_limit(error):
+        return f"cannot write {path} ({error.strerror}): {advice}"
     if error.errno in NO_ROOM:
         return f"no room to write {path} ({error.strerror}): free some space and run again"
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"

@@ -7,6 +7,8 @@
 #   find_python FILE    the same without making or installing anything; fails if there is none
 #   set_threads N       shares the cores among N processes, unless OMP_NUM_THREADS is set
 
+unset PYTHONSAFEPATH  # `python -m` below takes modules from this folder
+
 # A relative $PYTHON was meant from the folder of whoever called the script.
 case "${PYTHON:-python3}" in
     /*) ;;
@@ -49,6 +51,8 @@ install_env() {
     local base=${PYTHON:-python3} venv=$PWD/.venv
     if [ ! -e "$venv" ]; then
         check_base "$base"
+        [ -w "$PWD" ] || fail "$PWD cannot be written, where .venv would be: copy the project to" \
+            "a folder of yours, or name a Python that has the packages: PYTHON=/path/to/python3"
         echo "Making .venv with $base"
         "$base" -m venv "$venv" || fail "$base cannot make .venv: install its venv module" \
             "(Debian and Ubuntu: apt install python3-venv), remove .venv and run this again"

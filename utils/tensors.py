@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Size, Tensor, dtype
 
-from utils.errors import VPNsError, note
+from utils.errors import VPNsError, beyond_limit, note
 from utils.files import leads_outside, read_small, sha256_file, side_car
 from utils.memory import usable_memory
 from utils.packed import unpack
@@ -143,4 +143,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise VPNsError(f"{path} is refused: it holds {outside[0]!r}, a name that is a path")
         return unpack(load_file(path))
     except DAMAGED as error:
-        raise VPNsError(f"{path} is damaged ({first_line(error)}): get it again") from error
+        advice = beyond_limit(error)
+        what = f"cannot be read ({first_line(error)}): {advice}"
+        if not advice:
+            what = f"is damaged ({first_line(error)}): get it again"
+        raise VPNsError(f"{path} {what}") from error

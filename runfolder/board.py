@@ -1,0 +1,117 @@
+"""TensorBoard's file: the curves of metrics.jsonl, the prompts, the density of each layer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.ranks import first
+
+FILES = "TensorBoard files"
+LAYERS = "layer_density"  # tags that belong to no epoch
+Row = Mapping[str, Any]
+
+
+class Board:
+    """One file at a time. Tags are measure/stage/density, steps are epochs of the stage, from 1.
+
+    TensorBoard reads files in the order of the times in their names, and drops what a later one
+    repeats: a clock that was set back would cost it every curve. So each process writes the curves
+    anew, with what only the earlier file has, and removes that file. Nothing here stops a run.
+    """
+
+    def __init__(
+        self, folder: Path, optional: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
+        self._folder, self._optional = folder, optional
+        self._rows: list[Row] = []
+        self._writer: Any = None
+
+    def begin(self, rows: Iterable[Row]) -> None:
+        """Go on behind these rows of metrics.jsonl; the file is made with the next number."""
+        self.close()
+        self._rows = list(rows)
+
+    def add(self, row: Row) -> None:
+        """The numbers of an epoch."""
+        self._write(lambda writer: _scalars(writer, row))
+        self._rows.append(row)
+
+    def prompt(self, row: Row, picture: Tensor) -> None:
+        """The prompt after an epoch, an image (3, H, W) in [0, 1]."""
+        tag = f"prompt/{_curve(row)}"
+        self._write(lambda writer: writer.add_image(tag, picture.cpu(), row["epoch"]))
+
+    def layers(self, density: float, densities: Mapping[str, float]) -> None:
+        """The share of each weight that a level keeps."""
+        for name, value in densities.items():
+            tag = f"{LAYERS}/{name}/d{density:g}"
+            self._write(lambda writer, tag=tag, value=value: writer.add_scalar(tag, value))
+
+    def made(self) -> bool:
+        """Whether there is a file."""
+        return bool(self._files())
+
+    def make(self) -> None:
+        """Make the file without anything new."""
+        self._write(lambda writer: None)
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._writer is not None:
+            with self._optional(FILES):
+                self._writer.close()
+            self._writer = None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("events.out.tfevents.*"))
+
+    def _write(self, write: Callable[[Any], object]) -> None:
+        if first():
+            with self._optional(FILES):
+                if self._writer is None:
+                    self._writer = self._open()
+                write(self._writer)
+
+    def _open(self) -> Any:
+        """A new file with all that is known, in place of the earlier ones."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        earlier = self._files()
+        kept = _only_there(earlier, self._rows)
+        writer = SummaryWriter(str(self._folder))
+        for event in kept:
+            writer.file_writer.event_writer.add_event(event)
+        for row in self._rows:
+            _scalars(writer, row)
+        writer.flush()
+        for path in earlier:
+            path.unlink()
+        return writer
+
+
+def _curve(row: Row) -> str:
+    return f"{row['stage']}/d{row['density']:g}"
+
+
+def _scalars(writer: Any, row: Row) -> None:
+    numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+    numbers |= {f"lr{i}": rate for i, rate in enumerate(row["lr"])}
+    for name in numbers.keys() - {"density"}:
+        writer.add_scalar(f"{name}/{_curve(row)}", numbers[name], row["epoch"])
+
+
+def _only_there(files: Iterable[Path], rows: Iterable[Row]) -> Iterable[Any]:
+    """The events in these files that belong to `rows` and cannot be made from them."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    epochs, kept = {(_curve(row), row["epoch"]) for row in rows}, {}
+    for path in files:
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                kind, _, curve = value.tag.partition("/")
+                if kind == LAYERS or kind == "prompt" and (curve, event.step) in epochs:
+                    kept[value.tag, event.step] = event
+    return kept.values()

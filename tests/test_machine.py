@@ -1,0 +1,370 @@
+"""The machine as it is: file systems, paths, streams, limits, clocks, folders of other people."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from cli import ROOT, at_call, call, forked, hashes, only_run, run, send
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_cli_data_faults import noise, photos, train
+
+import main_vpns
+from data.folder import open_own_folders
+from program import record
+from program.failures import one_line
+from program.settings import Config
+from runfolder import own
+from runfolder.run import Run
+from runfolder.stage_log import StageLog
+from utils.config import flags_of, parse_flags, path_or_word
+from utils.downloads import cache_place
+from utils.errors import VPNsError
+from utils.files import atomic_write
+
+QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
+TWO = [*QUICK, "--density_list", "0.2,0.1"]
+
+
+@pytest.fixture(autouse=True)
+def plain_picture(monkeypatch):
+    monkeypatch.setattr(record, "draw_run", lambda run: (run / "curves.png").touch())
+
+
+# Locks
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL"])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys, name):
+    def lockf(*_):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr(own.fcntl, "lockf", lockf)
+    own.lock(tmp_path / "run.lock").close()
+    assert "file system without locks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["EAGAIN", "EACCES"])
+def test_a_lock_that_is_held_names_its_holder(tmp_path, monkeypatch, name):
+    def lockf(*_):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    (tmp_path / "run.lock").write_text("process 7 on node3")
+    monkeypatch.setattr(own.fcntl, "lockf", lockf)
+    with pytest.raises(own.InUse, match="in use by process 7 on node3"):
+        own.lock(tmp_path / "run.lock")
+
+
+# The same images in another place
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """A run on images in one place, and the same images in another."""
+    made = train(tmp_path / "out", photos(tmp_path / "job1"))
+    shutil.copytree(tmp_path / "job1", tmp_path / "job2")
+    return made, tmp_path / "job2"
+
+
+def test_a_run_goes_on_when_its_images_lie_elsewhere(moved, tmp_path):
+    made, there = moved
+    again = train(tmp_path / "out", there, "--density_list", "0.2,0.1")
+    assert again.folder == made.folder and again.result["read"] == [0.1]
+    assert f"whose images lay in {tmp_path / 'job1'}; they are those in {there}" in again.out
+
+
+def test_a_dry_run_names_the_run_that_would_go_on(moved, tmp_path):
+    made, there = moved
+    words = ["--dataset", "imagefolder", "--data", there, "--train_images", 0, "--batch_size", 4]
+    planned = run(tmp_path / "out", *words, *QUICK, "--dry_run")
+    assert json.loads(planned.out[planned.out.index("{\n") :])["run"] == str(made.folder)
+
+
+def test_other_images_in_another_place_make_another_run(moved, tmp_path):
+    made, there = moved
+    noise(there / "train/a/m00.jpg", 99)
+    assert train(tmp_path / "out", there).folder != made.folder
+
+
+def test_other_flags_make_another_run_wherever_the_images_lie(moved, tmp_path):
+    made, there = moved
+    assert train(tmp_path / "out", there, "--score_lr", 0.5).folder != made.folder
+
+
+# Paths
+
+
+def test_every_flag_that_is_a_path_knows_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = flags_of(Config())
+    names = {name for name, facts in flags.items() if facts["parse"] is path_or_word}
+    assert names == {"save_dir", "resume", "evaluate", "predict", "export", "pack", "profile",
+                     "model", "to", "data", "weights", "init_mask", "init_from"}  # fmt: skip
+    for name in names:
+        config, _ = parse_flags(Config(), [f"--{name}=~/x"])
+        values = [getattr(getattr(config, part), name, None) for part in vars(config)]
+        assert values.count("/home/me/x") + values.count(("/home/me/x",)) == 1
+
+
+def test_a_folder_whose_name_is_no_utf8_holds_a_run(tmp_path):
+    done = run(tmp_path / os.fsdecode(b"caf\xe9"), *QUICK)
+    assert done.code == 0 and done.folder.is_dir()
+
+
+def test_a_user_without_a_home_is_told_which_variable_names_a_cache(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(VPNsError, match="no home folder .* with VPNS_CACHE"):
+        cache_place("~/.cache/vpns", "VPNS_CACHE")
+
+
+@pytest.mark.parametrize("flags", [["-I"], ["-P"]])
+def test_python_that_looks_nowhere_by_itself_finds_the_project(tmp_path, flags):
+    if sys.version_info < (3, 11) and flags == ["-P"]:
+        pytest.skip("Python 3.11 brought -P")
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[1])"
+    words = [sys.executable, *flags, "-c", code, str(ROOT / "main_vpns.py")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "import of torch halted" in done.stderr  # utils was found before it
+
+
+# Streams
+
+
+def streams(tmp_path, *words, shell=""):
+    """Run a line of Python behind ready_streams under a shell's redirections."""
+    code = f"from utils.streams import ready_streams; ready_streams(); {' '.join(words)}"
+    command = f'exec "$0" -c "$1" {shell}'
+    return subprocess.run(["sh", "-c", command, sys.executable, code], cwd=ROOT, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_takes_everything_and_gives_its_number_to_no_file(tmp_path, closed):
+    target = tmp_path / "file"
+    line = f"import sys; file = open('{target}', 'w'); print(1); print(2, file=sys.stderr)"
+    done = streams(tmp_path, line, "; file.write(str(file.fileno() > 2))", shell=closed)
+    assert done.returncode == 0 and target.read_text() == "True"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_a_letter_that_the_output_lacks_is_escaped(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = streams(tmp_path, "import sys; print('\\u7ed3'); print('\\u679c', file=sys.stderr)")
+    assert (done.stdout, done.stderr) == ("\\u7ed3\n", "\\u679c\n")
+
+
+def test_notes_and_errors_come_in_order_in_a_file(tmp_path):
+    line = "import sys; [print(i, file=(sys.stdout, sys.stderr)[i % 2]) for i in range(6)]"
+    assert streams(tmp_path, line, shell="2>&1").stdout.split() == list("012345")
+
+
+# What only decorates
+
+
+def broken(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_note_and_drawn_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "draw_run", broken)
+        done = run(tmp_path, *TWO)
+    assert done.code == 0 and len(done.result["rows"]) == 2
+    assert done.out.count("note: no picture (") == 1
+    again = run(tmp_path, *TWO)
+    assert (again.folder / "curves.png").exists() and again.result["read"] == [0.2, 0.1]
+
+
+def test_tensorboard_that_cannot_be_written_is_one_note_and_made_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    from torch.utils import tensorboard
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard, "SummaryWriter", broken)
+        done = run(tmp_path / "out", *TWO)
+    assert done.code == 0 and done.out.count("note: no TensorBoard files (") == 1
+    made, whole = (curves(run(tmp_path / name, *TWO).folder) for name in ("out", "whole"))
+    assert made == {tag: steps for tag, steps in whole.items() if not tag.startswith("prompt/")}
+
+
+def test_a_stop_during_the_picture_is_a_stop(tmp_path, monkeypatch):
+    def stopped(folder):
+        os.kill(os.getpid(), 15)
+        raise RuntimeError("what a library made of it")
+
+    done = forked(tmp_path, *QUICK, before=lambda: monkeypatch.setattr(record, "draw_run", stopped))
+    assert done.code == 75
+
+
+# The clock
+
+
+def curves(folder: Path) -> dict[str, list[int]]:
+    """The steps of each of TensorBoard's curves but those of layers."""
+    board = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    scalars = {tag: [e.step for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    pictures = {tag: [e.step for e in board.Images(tag)] for tag in board.Tags()["images"]}
+    return {t: s for t, s in (scalars | pictures).items() if not t.startswith("layer_density")}
+
+
+def test_curves_are_whole_when_the_clock_was_set_back_between_stop_and_resume(
+    tmp_path, monkeypatch
+):
+    words = [*QUICK, "--epochs", 3]
+    whole = run(tmp_path / "whole", *words)
+    stop = (StageLog, "save", 4, send("SIGTERM"), True)
+    assert forked(tmp_path / "stopped", *words, before=lambda: at_call(*stop)).code == 75
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 1e6)
+    again = run(tmp_path / "stopped", *words)
+    assert curves(again.folder) == curves(whole.folder)
+    assert set(curves(whole.folder)["prompt/search/d0.1"]) == {1, 2, 3}
+    assert len(list(again.folder.glob("events.*"))) == 1
+
+
+def test_metrics_that_counted_epochs_from_0_go_on_from_1(tmp_path):
+    lines = [{"density": 0.1, "stage": "search", "epoch": epoch, "lr": [0.1]} for epoch in (0, 1)]
+    atomic_write(tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    with Run(tmp_path, {}, main_vpns.Stop()) as opened:
+        opened.metrics.cut_back(0.1, 2)
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+# Folders
+
+
+def labels(root: Path) -> list[tuple[str, int]]:
+    """Path and label of each training image of a folder."""
+    train = open_own_folders(root, 0.2).train
+    names = [os.fsdecode(bytes(name)) for name in train.images.names]
+    return list(zip(names, train.labels.tolist(), strict=True))
+
+
+LINKS = {
+    "to itself": ("a/again", "."),
+    "to its class": ("a/deep/again", ".."),
+    "to another class": ("a/other", "../b"),
+    "to the part": ("a/part", ".."),
+    "to the dataset": ("a/all", "../.."),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_to_what_is_reached_without_it_is_not_followed_and_is_told(tmp_path, kind):
+    root = photos(tmp_path / "i")
+    before, (place, target) = labels(root), LINKS[kind]
+    link = root / "train" / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    (link.parent / "zz").symlink_to(target)  # two loops in a folder are 2^40 paths
+    assert labels(root) == before
+    done = call("--check_data", "--dataset", "imagefolder", "--data", root, "--workers", 0)
+    assert done.code == 0 and f"not followed: 2 ({link}, " in done.out
+
+
+def test_a_link_to_images_elsewhere_is_followed_once(tmp_path):
+    root = photos(tmp_path / "i")
+    (root / "train/a").rename(tmp_path / "store")
+    (root / "train/a").symlink_to(tmp_path / "store")
+    before = labels(root)
+    assert len(before) == 12
+    (root / "train/b/more").symlink_to(tmp_path / "store")
+    assert labels(root) == before
+
+
+def test_two_spellings_of_a_name_are_one_class(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for folder in (f"train/{composed}", f"train/{apart}", "train/tea", f"test/{apart}", "test/tea"):
+        noise(tmp_path / folder / f"{len(folder)}.png", len(folder))
+    splits = open_own_folders(tmp_path, 0.2)
+    assert len(splits.train.classes) == 2 and splits.train.labels.bincount().tolist() == [2, 1]
+    assert splits.test.labels.bincount().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("side", [8_200, 14_000])
+def test_an_image_that_is_too_large_is_told_to_be_scaled_down(tmp_path, side):
+    root = photos(tmp_path / "i")
+    Image.new("1", (side, side)).save(root / "train/a/m00.jpg", format="png")
+    done = train(tmp_path / "out", root)
+    assert done.code == 4 and "too large: " in done.error and "scale it down" in done.error
+    checked = call("--check_data", "--dataset", "imagefolder", "--data", root, "--workers", 0)
+    assert checked.code == 4 and "scale them down" in checked.error
+
+
+# Limits
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "EAGAIN"])
+def test_a_limit_of_the_system_names_what_helps_and_no_file(name):
+    number = getattr(errno, name)
+    line = one_line(OSError(number, os.strerror(number), "/some/file"))
+    assert line.startswith(f"{os.strerror(number)}: ") and "/some/file" not in line
+    assert any(word in line for word in ("ulimit", "end some"))
+
+
+def test_a_thread_that_cannot_be_started_names_the_limit():
+    assert "ulimit -u" in one_line(RuntimeError("can't start new thread"))
+
+
+def test_lack_of_memory_of_the_system_names_flags_and_no_folder():
+    line = one_line(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert "--batch_size" in line and os.getcwd() not in line
+
+
+def test_an_error_of_the_system_names_a_file_only_if_it_was_one():
+    assert os.getcwd() not in one_line(OSError(errno.EIO, "Input/output error"))
+    assert one_line(OSError(errno.EIO, "Input/output error", "/a")).startswith("/a: Input")
+
+
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    root = photos(tmp_path / "i")
+    def none_left(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Image, "open", none_left)
+    done = train(tmp_path / "out", root)
+    assert done.code == 1 and done.error.endswith("raise the limit (ulimit -n), or give a smaller "
+                                                  "--workers")  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["--dry_run", "--check_data"])
+def test_a_rest_of_one_image_is_told_before_a_run(tmp_path, what):
+    words = ["--network", "test_machine:one_pixel", "--weights", "none", "--train_images", 61]
+    done = run(tmp_path, *QUICK, *words, "--label_mapping_mode", "none", what)
+    assert done.code == 2 and "a batch of 1 cannot be trained on" in done.error
+
+
+def one_pixel(classes: int) -> torch.nn.Module:
+    """A network whose BatchNorm sees one value of each image."""
+    layers = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(4, classes))
+
+
+# Launchers
+
+
+def test_scripts_have_unix_lines_in_every_clone():
+    scripts = subprocess.run(["git", "ls-files", "*.sh", "*.sbatch", "*.py"], cwd=ROOT, text=True,
+                             capture_output=True, check=True).stdout.split()  # fmt: skip
+    if not scripts:
+        pytest.skip("no clone")
+    words = ["git", "check-attr", "eol", *scripts]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.count(": eol: lf\n") == len(scripts)
+
+
+def test_a_run_is_the_same_wherever_it_is(tmp_path):
+    assert hashes(run(tmp_path / "a", *QUICK).folder) == hashes(run(tmp_path / "b", *QUICK).folder)
+    assert only_run(tmp_path / "a").name == only_run(tmp_path / "b").name
