@@ -9,11 +9,13 @@ from os.path import dirname, realpath
 
 sys.path.insert(0, dirname(realpath(__file__)))  # where `python -I` does not look
 
+from utils.python_env import require_packages
 from utils.signals import Stop, end_at_once
 from utils.streams import ready_streams
 
 if __name__ == "__main__":
     ready_streams()
+    require_packages()
     end_at_once()  # if a signal comes during the imports below, which take seconds
 
 import json
@@ -35,7 +37,7 @@ from program.given import given_masks, own_density
 from program.model import LabelMapping, build_model
 from program.plan import check_fit, check_floor, few_steps, plan
 from program.record import exported, finished, percent, read_level, read_search, record, save_level
-from program.settings import Config, read_config
+from program.settings import Config, Typed, read_config
 from program.use import use
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -171,7 +173,7 @@ def post_prompting(config: Config, model: PromptedClassifier, remap: Callable) -
     )
 
 
-def obey(config: Config, typed: set[str], stop: Stop) -> dict[str, Any] | None:
+def obey(config: Config, typed: Typed, stop: Stop) -> dict[str, Any] | None:
     """Do what the flags ask for. Returns the RESULT values, None for what prints all itself."""
     if config.run.dry_run:
         print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))

@@ -132,7 +132,7 @@ trap 'ask_to_stop USR1' USR1
 trap 'ask_to_stop USR2' USR2
 
 find_python requirements.txt || [ -n "$stop" ] || fail "no Python with the packages of" \
-    "requirements.txt: run bash quickstart.sh once, or name one: PYTHON=/path/to/python3"
+    "requirements.txt (${misfit:-Python 3.10 or newer}): run bash quickstart.sh once, or name one: PYTHON=/path/to/python3"
 mkdir -p -- "$logs" || fail "cannot make $logs: choose another folder with SAVE_DIR"
 
 write_report() {  # RUNS: logs of runs, and folders

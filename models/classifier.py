@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.precision import Precision
+from utils.recipe import Recipe
 
 
 class PromptedClassifier(nn.Module):
@@ -32,12 +33,12 @@ class PromptedClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("label_map", None)
-        self.precision, self._head = Precision(), head
+        self.precision, self.recipe, self._head = Precision(), Recipe(), head
         self.names: tuple[str, ...] = ()  # of the target classes, where they are known
 
-    def use(self, precision: Precision) -> None:
-        """Run the network in this precision from now on."""
-        self.precision = precision
+    def use(self, precision: Precision, recipe: Recipe | None = None) -> None:
+        """Run the network in this precision from now on, and train it by this recipe."""
+        self.precision, self.recipe = precision, recipe or self.recipe
         precision.prepare(self.network)
 
     @property

@@ -14,7 +14,7 @@ from models.fit import require_fit
 from models.zoo import ZOO, fetch
 from program.checkpoints import completed, read_checkpoint
 from program.record import percent
-from program.settings import Config
+from program.settings import Config, Typed
 from pruning.masks import kept_count, total_count
 from pruning.measure import evaluate
 from utils.config import flatten, replace_flags
@@ -26,7 +26,7 @@ PIXELS = 2**24  # at a time, whatever size a file asks for
 WHOLE = {"train_images": 0, "val_fraction": 0.0}  # the part that is trained on has no say here
 
 
-def evaluate_checkpoint(config: Config, typed: set[str]) -> dict[str, Any]:
+def evaluate_checkpoint(config: Config, typed: Typed) -> dict[str, Any]:
     """Clean and prompted accuracy, real sparsity and number of images of a checkpoint.
 
     Flags that were typed win over those in the file. Raises VPNsError for a file that cannot be

@@ -17,7 +17,7 @@ from models import PromptedClassifier
 from models.backbones import backbone
 from models.deployed import Deployed, deployed
 from program.checkpoints import completed, read_checkpoint
-from program.settings import Config, named
+from program.settings import Config, Typed, named
 from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.errors import DataError, UsageError, VPNsError, note, printable
@@ -31,7 +31,7 @@ NETWORKS_OF_TIMM = {"resnet18": "resnet18", "resnet50": "resnet50",
 Run = Callable[[Tensor], Tensor]
 
 
-def export(config: Config, typed: set[str]) -> dict[str, Any]:
+def export(config: Config, typed: Typed) -> dict[str, Any]:
     """Write `.pt2`, ONNX, weights with their config, labels and a card into `--to`; RESULT values.
 
     All are compared with our own outputs on test images, or on random ones where there are none.

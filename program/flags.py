@@ -1,6 +1,7 @@
 """The flags of the run and of the method, each with all its facts."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from models import MAPPINGS
 from pruning import METHODS, PRUNE_MODES
@@ -18,6 +19,15 @@ def parse_densities(text: str) -> tuple[float, ...]:
     if not parts:
         raise ValueError("no density given: write for example 1,0.6,0.5")
     return tuple(dict.fromkeys(parse_density(part) for part in parts))
+
+
+def parse_sparsities(text: str) -> tuple[float, ...]:
+    """`0.9,0.95` to the densities 0.1 and 0.05, in decimal arithmetic: 0.1 and no 0.0999...98."""
+    try:
+        densities = [1 - Decimal(part) for part in text.strip("[]() ").split(",") if part.strip()]
+        return parse_densities(",".join(map(str, densities)))
+    except (ArithmeticError, ValueError):
+        raise ValueError(f"{text!r}: sparsities are numbers in [0, 1), as 0.9,0.95") from None
 
 
 def parse_density(text: str) -> float:
@@ -58,6 +68,9 @@ class RunConfig:
         parse=number(int, 0))
     print_freq: int = flag(
         200, "batches between lines when the output is no terminal", parse=number(int, 1))
+    config: str | None = flag(
+        None, "read settings back from the config.json of a run, or from YAML; typed flags win",
+        parse=path_or_word)
     dry_run: bool = flag(False, "print the resolved plan as JSON and stop")
     check_data: bool = flag(
         False, "examine every image of the dataset, print what is found and stop", group="data")
@@ -107,6 +120,9 @@ class PruneConfig:
     density_list: tuple[float, ...] = flag(
         DENSITIES, "densities (1 - sparsity), each a level; a leading 1 is skipped",
         parse=parse_densities, identity=False)
+    sparsity: tuple[float, ...] | None = flag(
+        None, "sparsities in the place of densities: 0.9,0.95 is --density_list 0.1,0.05",
+        parse=parse_sparsities, identity=False)
     min_layer_density: float = flag(
         0.0, "the best weights of each layer that stay whatever their rank over all layers, as a "
         "share of the layer; at most the lowest density", parse=number(float, 0, 1))

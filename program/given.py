@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.backbones import NetworkConfig, backbone
 from models.mask_file import MaskFile, read_mask_file, start_from
-from program.settings import Config
+from program.settings import Config, Typed
 from pruning import Search
 from pruning.masks import Masks, kept_count, layer_densities, prunable, total_count
 from runfolder.stage_log import level_name
@@ -75,7 +75,7 @@ def given_outputs(config: Config) -> int | None:
     return backbone(config.network.network).outputs_of(_given(config, path).state)
 
 
-def own_density(config: Config, typed: set[str]) -> Config:
+def own_density(config: Config, typed: Typed) -> Config:
     """The config with the density of a file's mask as its only one, unless others were typed."""
     source = config.method.init_mask or config.method.init_from
     if source is None or "density_list" in typed:

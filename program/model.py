@@ -33,7 +33,7 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
     prompt, seed = config.build_prompt(), config.run.seed
     model = classifier(own, weights, own_head or given, prompt, seed).to(device)
     check_classes(model.sources, classes, mapping)
-    model.use(config.precision)
+    model.use(config.precision, config.recipe)
     return model
 
 

@@ -12,7 +12,7 @@ from data import SPECS, Data, load_data
 from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
 from program.given import given_outputs
-from program.settings import Config, preset_values
+from program.settings import Config, Typed, preset_values
 from pruning import METHODS
 from pruning.masks import prunable
 from pruning.selection import require_room
@@ -24,7 +24,7 @@ from utils.ranks import world
 FEW_STEPS = 10
 
 
-def plan(config: Config, typed: set[str]) -> dict[str, Any]:
+def plan(config: Config, typed: Typed) -> dict[str, Any]:
     """Config, levels with their counts, passes and sizes, as --dry_run prints them.
 
     Where the data are on the disk, the last batch of an epoch is looked at too.
@@ -66,13 +66,13 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
 
 
-def origins(config: Config, typed: set[str]) -> dict[str, str]:
-    """Where each value came from: typed, preset, registry (network, dataset, method), default."""
+def origins(config: Config, typed: Typed) -> dict[str, str]:
+    """Where each value came from: typed, config, preset, registry (of networks ...), default."""
     flags, defaults = flatten(config), flatten(Config())
     filled = [n for n, value in flags.items() if defaults[n] is None and value is not None]
     sources = {"default": flags, "registry": filled}
-    sources |= {"preset": preset_values(config, typed), "typed": typed}
-    return {name: source for source, names in sources.items() for name in names}
+    sources |= {"preset": preset_values(config, typed)}
+    return {name: source for source, names in sources.items() for name in names} | dict(typed)
 
 
 def size_notes(config: Config) -> list[str]:

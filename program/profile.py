@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.artifact import masks_of
 from models.deployed import Deployed, deployed
 from program.export import as_onnx, has_onnx
-from program.settings import Config, named
+from program.settings import Config, Typed, named
 from runfolder.level import MODEL, PROFILE
 from utils.checkpoint import load_model
 from utils.errors import VPNsError, note
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @torch.no_grad()
-def profile(config: Config, typed: set[str]) -> Row:
+def profile(config: Config, typed: Typed) -> Row:
     """Print a table of the layers, sizes on the disk, and times on this CPU; RESULT values.
 
     Beside a model of a run it leaves them as profile.json, for the report.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from data import SPECS, DataConfig
@@ -10,6 +11,7 @@ from models import NetworkConfig
 from models.backbones import backbone, weights_file
 from program.flags import ADAM, SGD, PruneConfig, RunConfig
 from program.presets import paper_preset
+from program.recall import settings_in
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
 from pruning.method import stage_views
@@ -17,7 +19,9 @@ from utils.config import flags_of, flatten, nested, parse_flags, replace_flags
 from utils.errors import UsageError
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 from utils.precision import Precision
+from utils.recipe import Recipe
 
+Typed = Mapping[str, str]  # by flag: "typed", or "config" where a file gave it
 DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask together.
 
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
@@ -47,6 +51,7 @@ class Config:
     score: OptimConfig = nested("score_", ADAM, "scores, in the search")
     score_vp: OptimConfig = nested("score_vp_", ADAM, "prompt, in the search")
     schedule: ScheduleConfig = nested("", ScheduleConfig(), "optimizers")
+    recipe: Recipe = nested("", Recipe(), "optimizers")
     precision: Precision = nested("", Precision(), "accelerator (these change the last digits)")
 
     def optim(self, name: str) -> Optim:
@@ -128,20 +133,30 @@ def model_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in flags.items() if n == "seed" or n not in NOT_IDENTITY}
 
 
-def read_config(argv: Sequence[str]) -> tuple[Config, set[str]]:
-    """The completed config and the names of the typed flags. Raises UsageError for bad flags."""
-    parsed, typed = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
+def read_config(argv: Sequence[str]) -> tuple[Config, Typed]:
+    """The completed config, and where each flag was given. Raises UsageError for bad flags."""
+    parsed, names = parse_flags(Config(), argv, prog="main_vpns.py", description=DESCRIPTION)
+    typed = dict.fromkeys(names, "typed")
+    if parsed.run.config:
+        values = settings_in(Path(parsed.run.config), Config(), typed)
+        parsed = replace_flags(parsed, {n: v for n, v in values.items() if n not in typed})
+        typed = dict.fromkeys(values, "config") | typed
+    if parsed.method.sparsity is not None:
+        if "density_list" in names:
+            raise UsageError("--sparsity and --density_list say the same: give one of them")
+        typed["density_list"] = typed["sparsity"]
+        parsed = replace_flags(parsed, {"density_list": parsed.method.sparsity, "sparsity": None})
     config = complete(replace_flags(parsed, preset_values(parsed, typed)))
     check(config)
     return config, typed
 
 
-def named(config: Config, typed: set[str]) -> str | None:
+def named(config: Config, typed: Typed) -> str | None:
     """The network that the user has typed."""
     return config.network.network if "network" in typed else None
 
 
-def preset_values(config: Config, typed: set[str]) -> dict[str, Any]:
+def preset_values(config: Config, typed: Typed) -> dict[str, Any]:
     """What the chosen preset sets; typed flags stay."""
     if config.method.preset == "none":
         return {}

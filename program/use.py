@@ -15,17 +15,17 @@ from models.deployed import load_pruned
 from program.evaluation import evaluate_checkpoint
 from program.export import export
 from program.profile import profile
-from program.settings import Config, named
+from program.settings import Config, Typed, named
 from utils.checkpoint import load_model, write_side_car
 from utils.device import choose_device
 from utils.errors import DataError, UsageError, no_formula, printable
 from utils.files import atomic_write, below, write_streamed
 from utils.packed import pack
 
-Use = Callable[[Config, set[str]], dict[str, Any]]
+Use = Callable[[Config, Typed], dict[str, Any]]
 
 
-def use(config: Config, typed: set[str]) -> dict[str, Any] | None:
+def use(config: Config, typed: Typed) -> dict[str, Any] | None:
     """The RESULT values of what the flags ask for; None when they ask for a run."""
     uses: dict[str, Use] = {"evaluate": evaluate_checkpoint, "predict": predict, "export": export,
                             "pack": packed, "profile": profile}  # fmt: skip
@@ -36,7 +36,7 @@ def use(config: Config, typed: set[str]) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def predict(config: Config, typed: set[str]) -> dict[str, Any]:
+def predict(config: Config, typed: Typed) -> dict[str, Any]:
     """Print name and probability for each picture, or write them to `--to` as CSV.
 
     A folder stands for the pictures in it, however deep. Raises UsageError without a model,
@@ -72,7 +72,7 @@ def _pictures(given: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"{path} holds no pictures")
 
 
-def packed(config: Config, typed: set[str]) -> dict[str, Any]:
+def packed(config: Config, typed: Typed) -> dict[str, Any]:
     """Write a model file as a small one, lossless unless `--half`; its sizes in bytes."""
     run = config.run
     if run.to is None:

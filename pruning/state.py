@@ -101,6 +101,9 @@ def load_optimizers(training: "Training", state: Mapping[str, Any]) -> None:
     """Moments, learning rates and the loss scale; schedules follow from the epoch."""
     for optimizer, saved in zip(training.optimizers, state["optimizers"], strict=True):
         load_optimizer(optimizer, saved)
+    done = training.epoch
+    if training.by_step:
+        done = done * training.steps + training.step
     for schedule in training.schedules:
-        schedule.load_state_dict({"last_epoch": training.epoch, "_step_count": training.epoch + 1})
+        vars(schedule).update(last_epoch=done, _step_count=done + 1)
     training.scale.load(dict(state.get("scale", {})))  # states of the first version have none

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.best import Best
@@ -39,7 +38,9 @@ class Training:
 
     def __init__(self, model: nn.Module, stage: Stage, data: Any, log: Log) -> None:
         self.model, self.stage, self.data, self.log = model, stage, data, log
-        built = [group.optim.build(group.params, stage.epochs) for group in stage.groups]
+        self.steps = min(len(getattr(data, SOURCES[view][0])) for view in stage.views)
+        built = [g.optim.build(g.params, stage.epochs, self.steps) for g in stage.groups]
+        self.by_step = stage.groups[0].optim.by_step  # learning rates change, not by the epoch
         self.optimizers = [optimizer for optimizer, _ in built]
         self.schedules = [schedule for _, schedule in built]
         moving = tuple(param for group in stage.groups for param in group.params)
@@ -49,6 +50,11 @@ class Training:
         self.tallies = {view: Tally(self.device) for view in stage.views}
         self.epoch = self.step = 0
         self.saved = (0, 0)  # epoch and step of the newest state
+
+    def follow_schedules(self, due: bool) -> None:
+        """Set the learning rates of the next step, or epoch, if it is `due`."""
+        for schedule in self.schedules if due else ():
+            schedule.step()
 
     def place(self) -> str:
         """Where the stage is, for a message."""
@@ -114,8 +120,7 @@ def run_epoch(training: Training) -> Counts | None:
     test = training.best.measure(training, row)
     training.watch.require_finite(training)
     with log.hold():
-        for schedule in training.schedules:
-            schedule.step()
+        training.follow_schedules(not training.by_step)
         training.epoch, training.step = training.epoch + 1, 0
         log.epoch(row, training.model)
         if log.wants_state(training.epoch, stage.epochs):
@@ -130,15 +135,18 @@ def run_steps(training: Training) -> None:
     start = log.key[:1] if stage.any_density else log.key
     key = (*start, stage.name, training.epoch)
     streams = {view: batches(training, view, key) for view in dict.fromkeys(stage.views)}
-    length = min(len(getattr(training.data, SOURCES[view][0])) for view in streams)
     title = f"{stage.name} epoch {training.epoch + 1} of {stage.epochs}"
-    with replayed(partial(half_step, training), training.model, training.with_grad) as update:
-        for step in log.steps(range(training.step, length), title):
+    work = partial(half_step, training)
+    # A recording holds its learning rates: those that change by the step are not recorded.
+    plain = nullcontext(work) if training.by_step else None
+    with plain or replayed(work, training.model, training.with_grad) as update:
+        for step in log.steps(range(training.step, training.steps), title):
             batch = {view: next(stream) for view, stream in streams.items()}
             for half, view in enumerate(stage.views):
                 reseed(training.device, *key, step, half)  # what the model draws, such as dropout
                 update(half, view, *batch[view])
             training.step = step + 1
+            training.follow_schedules(training.by_step)
             log.answer_stop()
             if log.wants_state(None, stage.epochs):
                 save(training)
@@ -153,6 +161,16 @@ def batches(
     return iter(getattr(training.data, source).batches(*key, *apart, start=training.step))
 
 
+def parts_of(
+    training: Training, view: str, images: Tensor, labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Mean loss, hits and images of each part of a batch: it is one, unless --accumulate says."""
+    recipe = training.model.recipe
+    for some, truth in recipe.parts(images, labels):
+        logits = training.model(some, prompted=view == PROMPTED)
+        yield recipe.loss(logits, truth), hits(logits, truth), len(truth)
+
+
 def half_step(training: Training, half: int, view: str, images: Tensor, labels: Tensor) -> None:
     """One update on one batch: forward, backward, gradients, step, renew.
 
@@ -162,14 +180,16 @@ def half_step(training: Training, half: int, view: str, images: Tensor, labels: 
     stage = training.stage
     for param in training.with_grad:
         param.grad = None
-    logits = training.model(images, prompted=view == PROMPTED)
-    loss = F.cross_entropy(logits, labels)
     # Under torchrun each process has a share of the batch: all sums are those of the whole from
     # here on.
-    loss, correct, seen = training.scale.backward(loss, hits(logits, labels), len(labels))
+    losses = parts_of(training, view, images, labels)
+    loss, correct, seen = training.scale.backward(losses, len(labels))
     stage.gradients(half)
     pairs = zip(training.optimizers, stage.groups, strict=True)
-    training.scale.step([optim for optim, group in pairs if group.only_half in (None, half)])
+    moving = [(optim, group) for optim, group in pairs if group.only_half in (None, half)]
+    for _, group in moving:
+        training.model.recipe.clip(group.params)
+    training.scale.step([optim for optim, _ in moving])
     training.watch.look(training, loss)
     stage.renew()
     training.tallies[view].add(loss, correct, seen)

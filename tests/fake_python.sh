@@ -8,7 +8,11 @@ case "$1 $2" in
     "-c import sys"*)
         [ -z "$FAKE_OLD" ] || [[ $0 == */.venv/* ]] || exit 1 ;;
     "-m utils.python_env")
-        [ -z "$FAKE_UNMET" ] || [[ $0 == */.venv/* ]] || exit 1 ;;
+        [ -z "$FAKE_UNMET" ] || [[ $0 == */.venv/* ]] || {
+            echo "found torch 2.7.0, needs >=2.8"
+            echo "no scipy, needs any"
+            exit 1
+        } ;;
     "-m venv")
         note "venv"
         mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && exit 0 ;;

@@ -150,7 +150,7 @@ def stepped(enabled: bool, kind: str, factors: list[float]) -> Tensor:
     scale = LossScale([param], enabled)
     for factor in factors:
         param.grad = None
-        scale.backward((param**2).sum() * factor, torch.tensor(0), 1)
+        scale.backward([((param**2).sum() * factor, torch.tensor(0), 1)], 1)
         scale.step([optimizer])
     return param.detach()
 
@@ -170,7 +170,7 @@ def test_a_step_whose_gradient_overflows_is_as_if_it_had_not_been(kind: str) -> 
 def test_hooks_see_gradients_that_are_not_scaled() -> None:
     held, frozen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     scale = LossScale([held, frozen], True)
-    scale.backward((3 * held + 5 * frozen).sum(), torch.tensor(0), 1)
+    scale.backward([((3 * held + 5 * frozen).sum(), torch.tensor(0), 1)], 1)
     assert held.grad.tolist() == [3.0] * 3 and frozen.grad.tolist() == [5.0] * 3
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from utils import python_env
 from utils.python_env import unmet
 
 ROOT = Path(__file__).parent.parent
@@ -349,7 +350,8 @@ def test_signal_before_the_first_cell_stops_the_launcher(project):
 def test_launcher_without_a_python_that_fits_says_what_to_do(project):
     done = project.run("bash", "vpns.sh", FAKE_UNMET="1")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no Python with the packages of requirements.txt")
+    lacks = "found torch 2.7.0, needs >=2.8;no scipy, needs any"
+    assert f"no Python with the packages of requirements.txt ({lacks})" in done.stderr
 
 
 # The grid and its report
@@ -458,7 +460,7 @@ def test_quickstart_stops_with_the_exit_code_of_a_failed_run(project):
 
 def test_quickstart_makes_an_environment_when_the_active_python_lacks_packages(project):
     done = project.run("bash", "quickstart.sh", FAKE_UNMET="1")
-    assert done.returncode == 0
+    assert done.returncode == 0 and "does not fit: found torch 2.7.0" in done.stdout
     assert project.noted("calls")[:2] == ["venv", "pip install -r requirements.txt"]
 
 
@@ -519,17 +521,25 @@ def test_requirements_that_are_met_leave_nothing_to_say(tmp_path):
 
 @pytest.mark.parametrize("line", ["pytest<2", "pytest>=99", "pytest>=2,<2.1"])
 def test_version_out_of_range_is_named_with_what_was_found(tmp_path, line):
-    expected = [f"{line}: found {pytest.__version__}"]
+    expected = [f"found pytest {pytest.__version__}, needs {line.removeprefix('pytest')}"]
     assert unmet(requirements(tmp_path, line)) == expected
 
 
 def test_missing_package_is_named(tmp_path):
-    assert unmet(requirements(tmp_path, "no-such-pkg>=1")) == ["no-such-pkg>=1: not installed"]
+    assert unmet(requirements(tmp_path, "no-such-pkg>=1")) == ["no no-such-pkg, needs >=1"]
 
 
 def test_included_requirements_count(tmp_path):
     (tmp_path / "more.txt").write_text("no-such-pkg\n")
-    assert unmet(requirements(tmp_path, "-r more.txt")) == ["no-such-pkg: not installed"]
+    assert unmet(requirements(tmp_path, "-r more.txt")) == ["no no-such-pkg, needs any"]
+
+
+def test_the_program_itself_says_what_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(python_env, "unmet", lambda path: ["found torch 2.7.0, needs >=2.8"])
+    with pytest.raises(SystemExit) as ended:
+        python_env.require_packages()
+    line = "error: found torch 2.7.0, needs >=2.8: pip install -r requirements.txt\n"
+    assert (ended.value.code, capsys.readouterr().err) == (1, line)
 
 
 def test_local_and_trailing_parts_of_a_version_do_not_matter(tmp_path, monkeypatch):

@@ -31,16 +31,22 @@ class LossScale:
         self._in_a_row, self._most = torch.zeros(2, device=device)
 
     def backward(
-        self, loss: Tensor, hits: Tensor, seen: int
+        self, parts: Iterable[tuple[Tensor, Tensor, int]], seen: int
     ) -> tuple[Tensor, Tensor, Tensor | int]:
         """Gradients of the mean loss over `seen` images, unscaled, so that hooks see the true ones.
 
-        The gradients are those of the whole batch, of which each process has a share. Returns its
-        loss, hits and images.
+        A part is a mean loss, hits and images; its graph goes before the next is asked for. The
+        gradients are those of the whole batch, of which each process has a share. Returns its loss,
+        hits and images.
         """
         if self._scaler.is_enabled():  # what a recording that failed half-way has left
             self._scaler._per_optimizer_states.clear()
-        self._scaler.scale(loss).backward()
+        sums = []
+        for loss, hits, images in parts:
+            loss = loss if images == seen else loss * (images / seen)
+            self._scaler.scale(loss).backward()
+            sums.append((loss.detach(), hits))
+        loss, hits = (sum(values[1:], values[0]) for values in zip(*sums, strict=True))
         whole = whole_batch(self._steps.param_groups[0]["params"], loss, hits, seen)
         self._scaler.unscale_(self._steps)
         return whole

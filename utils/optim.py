@@ -1,7 +1,9 @@
 """Optimizers and learning-rate schedules by name."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.optim import lr_scheduler
 from utils.config import flag, number
 from utils.tensors import require_like
 
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "multistep", "constant")
 
 
@@ -22,13 +24,14 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How one group of parameters moves. Adam's weight decay is coupled (L2), as the paper ran."""
+    """How one group of parameters moves. Adam's weight decay is coupled (L2), as the paper ran;
+    AdamW's is not (Loshchilov and Hutter 2019)."""
 
     optimizer: str = flag("sgd", "optimizer", choices=OPTIMIZERS)
     lr: float = flag(0.01, "learning rate", parse=number(float, 0))
     weight_decay: float = flag(1e-4, "weight decay", parse=number(float, 0))
     scheduler: str = flag(
-        "cosine", "learning-rate schedule, stepped once an epoch", choices=SCHEDULES)
+        "cosine", "learning-rate schedule (see --schedule_by)", choices=SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class ScheduleConfig:
     decreasing_step: tuple[float, ...] = flag(
         (0.5, 0.72), "where multistep divides the rate by 10, as shares of the epochs",
         parse=parse_shares)
+    warmup_epochs: int = flag(
+        0, "epochs in which all learning rates rise evenly to what they are", parse=number(int, 0))
+    schedule_by: str = flag(
+        "epoch", "when learning rates change; by step nothing is recorded on a GPU",
+        choices=("epoch", "step"))
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,25 @@ class Optim:
     own: OptimConfig
     shared: ScheduleConfig = ScheduleConfig()
 
+    @property
+    def by_step(self) -> bool:
+        """Whether the schedule is stepped after each step, and not after each epoch."""
+        return self.shared.schedule_by == "step"
+
     def build(
-        self, params: Iterable[nn.Parameter], epochs: int
+        self, params: Iterable[nn.Parameter], epochs: int, steps: int = 1
     ) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
-        """An optimizer over `params`, fused where the device has it, and its schedule."""
+        """An optimizer over `params`, fused where the device has it, and its schedule.
+
+        `steps` is how many an epoch has.
+        """
         params = tuple(params)
         kind, momentum = params[0].device.type, self.shared.momentum
         options = {"lr": self.own.lr, "weight_decay": self.own.weight_decay}
         options["fused"] = kind in ("cpu", "cuda")
-        if self.own.optimizer == "adam":
-            optimizer = torch.optim.Adam(params, capturable=kind == "cuda", **options)
+        if self.own.optimizer != "sgd":
+            adam = torch.optim.Adam if self.own.optimizer == "adam" else torch.optim.AdamW
+            optimizer = adam(params, capturable=kind == "cuda", **options)
             optimizer._warned_capturable_if_run_uncaptured = True  # an epoch's first step is, too
         else:
             optimizer = torch.optim.SGD(params, momentum=momentum, **options)
@@ -65,12 +82,30 @@ class Optim:
             # skipped, it goes on with what is in the memory, and a recording never goes on.
             for param in params if momentum else ():
                 optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        if self.by_step or self.shared.warmup_epochs:
+            count = steps if self.by_step else 1
+            share = partial(self._share, epochs=epochs, tick=1 / count)
+            return optimizer, lr_scheduler.LambdaLR(optimizer, lambda ticks: share(ticks / count))
         if self.own.scheduler == "cosine":
             return optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
         # A milestone below 1 would count as passed before the first epoch.
         shares = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
         milestones = [int(share * epochs) for share in shares if int(share * epochs) >= 1]
         return optimizer, lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+    def _share(self, done: float, epochs: int, tick: float) -> float:
+        """The share of the learning rate after `done` epochs of `epochs`, the next `tick` begins.
+
+        It rises to 1 in the warm-up; a cosine begins there, milestones count from the start.
+        """
+        warmup = self.shared.warmup_epochs
+        if done < warmup:
+            return min(1.0, (done + tick) / warmup)
+        if self.own.scheduler == "cosine":
+            return (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1))) / 2
+        milestones = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
+        return 0.1 ** sum(int(share * epochs) >= 1 and done >= int(share * epochs)
+                          for share in milestones)  # fmt: skip
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

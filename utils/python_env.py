@@ -27,16 +27,23 @@ def unmet(path: Path) -> list[str]:
     return problems
 
 
+def require_packages() -> None:
+    """End the process with one line when this Python lacks what the program needs."""
+    if problems := unmet(Path(__file__).parent.parent / "requirements.txt"):
+        print(f"error: {'; '.join(problems)}: pip install -r requirements.txt", file=sys.stderr)
+        sys.exit(1)
+
+
 def _problem(requirement: str) -> list[str]:
     """One requirement: [] if it is met, else one line."""
     name = re.match(r"[\w.-]+", requirement)[0]
     try:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return [f"{requirement}: not installed"]
+        return [f"no {name}, needs {requirement.removeprefix(name) or 'any'}"]
     bounds = re.findall(r"(>=|<=|==|<)\s*([\w.]+)", requirement)
     met = all(_COMPARE[sign](_release(installed), _release(bound)) for sign, bound in bounds)
-    return [] if met else [f"{requirement}: found {installed}"]
+    return [] if met else [f"found {name} {installed}, needs {requirement.removeprefix(name)}"]
 
 
 def _release(version: str) -> tuple[int, ...]:

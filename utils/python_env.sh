@@ -22,10 +22,18 @@ fail() {
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
-meets() { new_enough "$1" && "$1" -m utils.python_env "$2" >/dev/null; }
+misfit=""  # what the first Python that was looked at lacks
+
+meets() {  # PYTHON FILE
+    local lacks
+    new_enough "$1" && lacks=$("$1" -m utils.python_env "$2") && return 0
+    misfit=${misfit:-$(echo "${lacks:-}" | paste -sd ';' -)}
+    return 1
+}
 
 find_python() {
     local candidate
+    misfit=""
     for candidate in "${PYTHON:-python3}" "$PWD/.venv/bin/python"; do
         if meets "$candidate" "$1"; then
             export PYTHON=$candidate
@@ -60,6 +68,7 @@ install_env() {
     export PYTHON=$venv/bin/python
     new_enough "$PYTHON" || fail "the Python in .venv is broken or older than 3.10:" \
         "remove the folder .venv and run this again"
+    if [ -n "$misfit" ]; then echo "$base does not fit: $misfit"; fi
     echo "Installing $1 into .venv (once; README.md has a smaller install for machines without a GPU)"
     "$PYTHON" -m pip install -r "$1" || fail "pip could not install $1 (its reason is above):" \
         "connect to the network, or name a Python that has the packages: PYTHON=/path/to/python3"
