@@ -9,19 +9,17 @@ from os.path import dirname, realpath
 
 sys.path.insert(0, dirname(realpath(__file__)))  # where `python -I` does not look
 
-from utils.python_env import require_packages
 from utils.signals import Stop, end_at_once
-from utils.streams import ready_streams
+from utils.start import begin_process
 
 if __name__ == "__main__":
-    ready_streams()
-    require_packages()
+    begin_process()
     end_at_once()  # if a signal comes during the imports below, which take seconds
 
 import json
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -31,6 +29,7 @@ import torch
 from data import Data, load_data
 from models import PromptedClassifier
 from program.data_check import check_data
+from program.details import describe
 from program.failures import one_line
 from program.folder import prepare, run_folder, shared
 from program.given import given_masks, own_density
@@ -112,6 +111,7 @@ def make_level(
     clean = test or evaluate(model, data.test)
     prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
     row = row | {"clean": percent(clean), "prompted": percent(prompted)}
+    describe(model, data, config.ends_prompted, level.folder)
     return save_level(config, level, model, masks, row)
 
 
@@ -176,7 +176,9 @@ def post_prompting(config: Config, model: PromptedClassifier, remap: Callable) -
 def obey(config: Config, typed: Typed, stop: Stop) -> dict[str, Any] | None:
     """Do what the flags ask for. Returns the RESULT values, None for what prints all itself."""
     if config.run.dry_run:
-        print(json.dumps(plan(config, typed) | {"run": str(run_folder(config))}, indent=2))
+        with redirect_stdout(sys.stderr):  # for notes
+            planned = plan(config, typed) | {"run": str(run_folder(config))}
+        print(json.dumps(planned, indent=2))
         return None
     stop.install()
     keep_freed_memory()

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.images import Part, Splits, file_part, shortened
@@ -51,7 +52,10 @@ def _open_both(root: Path, train: Path, test: Path) -> Splits:
     if flat and (root / "val" / ANNOTATIONS).is_file():
         raise DataError(f"{root} is Tiny-ImageNet as it is distributed: use "
                         "--dataset tiny_imagenet")
-    splits = Splits(*(_scan(folder, classes, left_out=left) for folder in (train, test)))
+    parts = (train, test)
+    splits = Splits(*(_scan(folder, classes, left_out=left, parts=parts) for folder in parts))
+    if os.path.samefile(train, test):
+        note(f"{test} is {train}: the network is tested on the images that it is trained on")
     _tell_left_out(root, left)
     return splits
 
@@ -69,7 +73,7 @@ def _class_folders(folder: Path) -> list[str]:
     try:
         names = folders_in(folder)
     except OSError as error:
-        raise DataError(f"cannot read {folder} ({error.strerror})") from error
+        raise DataError(f"cannot read {folder} ({error.strerror}): make it readable") from error
     if not names:
         raise DataError(f"{folder} has no class folders: sort its images into one folder a class")
     return names
@@ -81,13 +85,15 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _scan(
-    folder: Path, classes: list[str], ignore: tuple[str, ...] = (), left_out: Counter | None = None
-) -> Part:
+    folder: Path, classes: list[str], ignore: tuple[str, ...] = (), left_out: Counter | None = None,
+    parts: Sequence[Path] = (),
+) -> Part:  # fmt: skip
     """The images below `folder`, one folder a class; a class's number is its place in `classes`.
 
     A class without a folder keeps its number; a folder that is no class raises DataError. Other
-    files are counted in `left_out` by the end of their name. A link to what is reached without it
-    is not followed, and a note of the images says so.
+    files are counted in `left_out` by the end of their name. A link to what is reached without it,
+    also in another of `parts`, is not followed, and a note of the images says so. Raises DataError
+    for a folder that cannot be listed.
     """
     left = Counter() if left_out is None else left_out
     numbers = {composed(name): number for number, name in enumerate(classes)}
@@ -95,43 +101,58 @@ def _scan(
     if unknown := [name for name in present if composed(name) not in numbers]:
         raise DataError(f"{folder} has class folders that the training set has not "
                         f"({', '.join(unknown[:3])}): make their names agree")
-    reached, twice, samples = [os.path.join(os.path.realpath(folder), "")], [], []
+    walk, samples = _Walk([folder, *parts]), []
     for name in present:
-        for place, names in _folders_below(os.path.join(folder, name), reached, twice):
+        for place, names in walk.below(os.path.join(folder, name)):
             for path in (os.path.join(place, file) for file in sorted(names)):
                 if is_image(path):
                     samples.append((path, numbers[composed(name)]))
                 else:
                     left[os.path.splitext(path)[1].lower() or "without an ending"] += 1
     links = "links to folders that are reached without them are not followed"
-    notes = [f"{links}: {shortened(twice)}"] * bool(twice)
+    notes = [f"{links}: {shortened(walk.twice)}"] * bool(walk.twice)
     return file_part(folder, samples, classes, *notes)
 
 
-def _folders_below(
-    top: str, reached: list[str], twice: list[str]
-) -> list[tuple[str, list[str]]]:
-    """The folders of a class, sorted, with the names of their files; those of systems are left out.
+class _Walk:
+    """A walk over class folders that comes to no folder twice, however links lead to it."""
 
-    A link is followed unless it leads to a folder in `reached`, below one, or above one; those
-    that are not followed come into `twice`.
-    """
+    def __init__(self, parts: Iterable[Path]) -> None:
+        """Links into `parts`, and to what they lie in, are not followed."""
+        self._parts = [_real(part) for part in parts]
+        self._followed: set[str] = set()
+        self.twice: list[str] = []  # the links that were not followed
 
-    def new(path: str) -> bool:
-        if os.path.islink(path):
-            real = os.path.join(os.path.realpath(path), "")
-            if any(real.startswith(place) or place.startswith(real) for place in reached):
-                twice.append(path)
-                return False
-            reached.append(real)
+    def below(self, top: str) -> list[tuple[str, list[str]]]:
+        """The folders of a class, sorted, with the names of their files; none of a system."""
+        found = []
+        for place, folders, names in os.walk(top, followlinks=True, onerror=_unlisted):
+            if place == top and not self._is_new(top):
+                break
+            found.append((place, names))
+            folders[:] = [name for name in sorted(folders)
+                          if not is_junk(name) and self._is_new(os.path.join(place, name))]
+        return sorted(found)
+
+    def _is_new(self, path: str) -> bool:
+        if not os.path.islink(path):
+            return not self._followed or _real(path) not in self._followed
+        real = _real(path)
+        known = any(real.startswith(part) or part.startswith(real) for part in self._parts)
+        if known or any(real.startswith(place) for place in self._followed):
+            self.twice.append(path)
+            return False
+        self._followed.add(real)
         return True
 
-    found = []
-    for place, folders, names in os.walk(top, followlinks=True) if new(top) else ():
-        found.append((place, names))
-        folders[:] = [name for name in sorted(folders)
-                      if not is_junk(name) and new(os.path.join(place, name))]  # fmt: skip
-    return sorted(found)
+
+def _real(path: str | Path) -> str:
+    """Where a path leads, so that those below it begin with it."""
+    return os.path.join(os.path.realpath(path), "")
+
+
+def _unlisted(error: OSError) -> None:
+    raise DataError(f"cannot read {error.filename} ({error.strerror}): make it readable")
 
 
 def open_tiny_imagenet(root: Path) -> Splits:

@@ -44,7 +44,8 @@ def composed(name: str) -> str:
 
 def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder, sorted, without those of systems."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_junk(e.name))
+    return sorted(e.name for e in os.scandir(folder)
+                  if os.path.isdir(e.path) and not is_junk(e.name))  # fmt: skip
 
 
 def find_layout(root: Path, depth: int = DEEPEST) -> Layout | None:

@@ -56,6 +56,8 @@ def examine(path: Path) -> tuple[str, tuple[str, ...]]:
             image.draft(image.mode, (1, 1))  # all of a JPEG is read, an eighth of it computed
             _rgb(image)
     except UNREADABLE as error:
+        if beyond_limit(error):
+            raise refusal(path, error) from error
         return _reason(path, error), ()
     return "", conversions
 
@@ -98,10 +100,11 @@ def _conversions(image: Image.Image) -> tuple[str, ...]:
 
 def refusal(path: Path, error: Exception) -> VPNsError:
     """The error that names an image file which cannot be read, and says why and what to do."""
-    what = f"cannot read the image {path} ({_reason(path, error)})"
+    reason = _reason(path, error)
+    what = f"cannot read the image {path} ({reason})"
     if advice := beyond_limit(error):
         return VPNsError(f"{what}: {advice}")
-    way = "scale it down" if TOO_LARGE in what else "get it again"
+    way = "scale it down" if reason.startswith(TOO_LARGE) else "get it again"
     return DataError(f"{what}: {way}, {ADVICE}")
 
 

@@ -31,6 +31,6 @@ def _of_system(error: OSError, text: str) -> str:
     if isinstance(error.filename, str | bytes):
         path, full = Path(os.fsdecode(error.filename)), error.errno in NO_ROOM
         return write_problem(path, error) if full else f"{path}: {error.strerror or text}"
-    if error.errno in (errno.EPIPE, *NO_ROOM):
+    if error.errno in (errno.EPIPE, errno.EBADF, *NO_ROOM):
         return f"the standard output takes no more ({error.strerror}): run the command again"
     return f"{error.strerror or text}: the system refused, run with --debug to see what"

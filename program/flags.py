@@ -101,6 +101,9 @@ class RunConfig:
     classes_by_position: bool = flag(
         False, "let --evaluate take classes of other names for those of the model, by their places",
         group="evaluation")
+    details: bool = flag(
+        False, "let --evaluate tell top-5, the accuracy of each class and the calibration error; "
+        "they and the confusions are written to the folder --to", group="evaluation")
     density: float | None = flag(
         None, "density of an authors' checkpoint with scores (default: the model zoo's)",
         parse=parse_density, group="evaluation")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,17 @@ def run_folder(config: Config) -> Path:
         return folder
     own = config.data
     found = load_data(own, own.input_size, own.batch_size, torch.device("cpu")).fingerprint
-    same = [old for old in moved if read_object(old / "env.json").get("data") == found]
-    if not same:
-        return folder
-    old = max(same, key=lambda path: (path / "run.json").stat().st_mtime)
-    note(f"{old.name} goes on, whose images lay in {read_object(old / 'config.json')['data']}; "
-         f"they are those in {own.data}")
-    return old
+    old = from_first(lambda: _newest_with(found, moved))
+    if old:
+        note(f"{old.name} goes on, whose images lay in {read_object(old / 'config.json')['data']}; "
+             f"they are those in {own.data}")
+    return old or folder
+
+
+def _newest_with(fingerprint: str, folders: Sequence[Path]) -> Path | None:
+    """Of the runs that began with these images, the one that was at work last."""
+    same = [run for run in folders if read_object(run / "env.json").get("data") == fingerprint]
+    return max(same, key=lambda run: (run / "env.json").stat().st_mtime, default=None)
 
 
 def _folders(config: Config) -> tuple[Path, list[Path]]:
@@ -85,8 +89,10 @@ def _with_images(config: Config, parent: Path, chosen: dict[str, Any]) -> tuple[
     folder = place(config.data.data)
     if "data" not in chosen or folder.exists() or config.run.resume == "none":
         return folder, []
-    others = parent.glob(f"seed{config.run.seed}-*/config.json")
-    return folder, [o.parent for o in others if place(read_object(o).get("data")) == o.parent]
+    runs = {file.parent: read_object(file).get("data")
+            for file in parent.glob(f"seed{config.run.seed}-*/config.json")}  # fmt: skip
+    return folder, [run for run, data in runs.items()
+                    if isinstance(data, str) and data.isprintable() and place(data) == run]
 
 
 def default_flags(config: Config) -> dict[str, Any]:

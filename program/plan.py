@@ -1,7 +1,5 @@
 """The plan of a run, without weights, and whether network, densities and images fit."""
 
-import sys
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,12 +43,11 @@ def plan(config: Config, typed: Typed) -> dict[str, Any]:
 
 
 def _data_here(config: Config) -> Data | None:
-    """The data if they can be had without a download; what is said of them goes to stderr."""
+    """The data if they can be had without a download."""
     own = replace(config.data, download=False, bad_images="stop")
     try:
-        with redirect_stdout(sys.stderr):
-            return load_data(own, own.input_size, own.batch_size, torch.device("cpu"))
-    except DataError:
+        return load_data(own, own.input_size, own.batch_size, torch.device("cpu"))
+    except (DataError, OSError):
         return None
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from models.arithmetic import effective, multiply_adds
 from models.artifact import masks_of
 from models.deployed import Deployed, deployed
 from program.export import as_onnx, has_onnx
@@ -69,19 +69,14 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
 
     Effective ones are those of weights that stay; an output is dead when it has none.
     """
-    macs: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
-    with counter:
-        model(torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8))
-    for name, flops in counter.get_flop_counts().items():
-        macs[name.partition(".network.")[2]] = sum(flops.values()) // 2
-    rows = []
+    image, rows = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8), []
+    macs = multiply_adds(lambda: model(image))
     for name, mask in masks.items():
         layer, kept = name.rpartition(".")[0], int(mask.sum())
         dense = macs.get(layer, 0)
         rows.append({"layer": layer, "weights": mask.numel(), "kept": kept,
                      "dead": int((~mask.flatten(1).any(1)).sum()), "macs": dense,
-                     "effective": dense * kept // max(1, mask.numel())})  # fmt: skip
+                     "effective": effective(dense, kept, mask.numel())})  # fmt: skip
     return rows
 
 

@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models import PromptedClassifier
+from models.arithmetic import effective, multiply_adds
 from models.artifact import export, masks_of, restore
 from program.model import fitting_masks
 from program.settings import Config, model_flags
 from pruning import METHODS
 from pruning.masks import Masks, kept_count, prunable, total_count
 from pruning.measure import Counts
-from pruning.method import Trained
+from pruning.method import Trained, eval_mode
 from runfolder.level import SEARCHED, Level
 from runfolder.results import draw_run
 from runfolder.run import Run
@@ -23,6 +25,7 @@ from utils.checkpoint import load_model
 from utils.config import flatten
 from utils.counts import count_at
 from utils.errors import VPNsError
+from utils.packed import packed_bytes
 from utils.ranks import first
 from utils.tensors import require_like, understood
 from utils.together import from_first, require_same
@@ -88,14 +91,26 @@ def save_level(
     config: Config, level: Level, model: PromptedClassifier, masks: Masks, row: dict[str, Any]
 ) -> dict[str, Any]:
     """Write model.safetensors, which also ends the level. Returns its row: counts and `row`."""
-    counts = counts_of(masks) | {"passes": round(level.log.passes, 4)}
-    row |= {"density": level.density} | counts
-    level.finish(*exported(config, level, model, masks, result=row))
+    tensors, meta = exported(config, level, model, masks)
+    row |= {"density": level.density, "passes": round(level.log.passes, 4)} | counts_of(masks)
+    row["macs"] = multiply_adds_of(model, masks, config.sizes.input)
+    row["packed_bytes"] = packed_bytes(tensors, masks)
+    level.finish(tensors, meta | {"result": row})
     prompted = "" if row["prompted"] is None else f", prompted {row['prompted']:.2f} %"
     kept = f"{row['kept']:,} of {row['prunable']:,} weights kept"
     level.run.say(f"density {level.density:g}: {kept}, accuracy {row['clean']:.2f} %{prompted} "
                   f"({level.model_path})")
     return row
+
+
+@torch.no_grad()
+def multiply_adds_of(model: PromptedClassifier, masks: Masks, size: int) -> int:
+    """Multiply-adds of the weights that stay, for one clean image of `size` pixels."""
+    image = torch.zeros(1, 3, size, size, device=model.mean.device)
+    with eval_mode(model):
+        dense = multiply_adds(lambda: model(image))
+    return sum(effective(dense.get(name.rpartition(".")[0], 0), int(mask.sum()), mask.numel())
+               for name, mask in masks.items())  # fmt: skip
 
 
 def record(config: Config, run: Run) -> None:

@@ -1,5 +1,6 @@
 """All flags as one config: completed from the registries, checked, and what follows from them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -208,4 +209,7 @@ def complete(config: Config) -> Config:
         "prune_mode": METHODS[config.method.prune_method].prune_mode,
     }
     flags = flatten(config)
-    return replace_flags(config, {n: v for n, v in rows.items() if flags[n] is None})
+    values = {name: value for name, value in rows.items() if flags[name] is None}
+    if SPECS[config.data.dataset].classes is None and config.data.data:
+        values["data"] = os.path.abspath(config.data.data)  # the images are the dataset
+    return replace_flags(config, values)

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> str:
             raise UsageError("table needs at least one run")
         return "\n\n".join(_describe(run_folder(Path(word))) for word in argv[1:])
     parser = Parser(prog="python -m utils.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
+    parser.add_argument("runs", nargs="+", type=path_or_word, metavar="RUNS")
     parser.add_argument("--out", type=path_or_word, metavar="DIR",
                         help="folder for the report's files")
     parser.add_argument("--reference", metavar="METHOD",
@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> str:
         raise UsageError("--out DIR is missing: the folder that the report goes to")
     from report.text import write_report  # needs torch, for which the table does not wait
 
-    options.out = Path(options.out)
+    options.out, options.runs = Path(options.out), list(map(Path, options.runs))
     return f"{write_report(**vars(options))}\n\nreport: {options.out / 'report.md'}"
 
 

@@ -14,9 +14,9 @@ from runfolder.stage_log import level_name
 from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
+NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 LONGEST = 200  # characters of a text that a report takes from a file
 FLAGS = 500  # of a config.json
-NAMES = ("network", "dataset", "prune_method", "seed")  # what the folder of a run is named for
 Flags = Mapping[str, Any]
 STRANGER = Method(find_masks=lambda search: {})
 BOTH, NEITHER = "score+vp_weight+vp", "score_weight"

@@ -11,7 +11,7 @@ from report.commands import commands_and_machines
 from report.panel import Panel, Series, panels
 from report.runs import load_runs
 from runfolder.results import save_figure
-from utils.errors import UsageError, VPNsError, message_of, no_formula, note
+from utils.errors import UsageError, VPNsError, no_formula, optional
 from utils.files import atomic_write
 
 INTRODUCTION = """# Accuracy against sparsity
@@ -48,13 +48,10 @@ def write_report(
     atomic_write(out / "report.md", text)
     atomic_write(out / "table.csv", report_csv(groups))
     atomic_write(out / "table.tex", report_tex(groups))
-    try:
+    with optional("picture"):
         from report.picture import comparison_figure  # Matplotlib needs a folder for its cache
 
         save_figure(comparison_figure(groups, paper), out / "accuracy_vs_sparsity.png")
-    except Exception as error:  # it only decorates
-        why = message_of(error)[:200] or type(error).__name__
-        note(f"no picture ({why}); the tables are whole")
     return summary_table(groups)
 
 

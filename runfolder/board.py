@@ -28,6 +28,7 @@ class Board:
         self._folder, self._optional = folder, optional
         self._rows: list[Row] = []
         self._writer: Any = None
+        self._gave_up = False  # after an error nothing is written until the next process
 
     def begin(self, rows: Iterable[Row]) -> None:
         """Go on behind these rows of metrics.jsonl; the file is made with the next number."""
@@ -50,9 +51,10 @@ class Board:
             tag = f"{LAYERS}/{name}/d{density:g}"
             self._write(lambda writer, tag=tag, value=value: writer.add_scalar(tag, value))
 
-    def made(self) -> bool:
-        """Whether there is a file."""
-        return bool(self._files())
+    def made_since(self, metrics: Path) -> bool:
+        """Whether there is a file that was written to after this one."""
+        files = [path.stat().st_mtime for path in self._files()]
+        return bool(files) and (not metrics.exists() or max(files) >= metrics.stat().st_mtime)
 
     def make(self) -> None:
         """Make the file without anything new."""
@@ -66,14 +68,17 @@ class Board:
             self._writer = None
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("events.out.tfevents.*"))
+        return sorted(p for p in self._folder.glob("events.out.tfevents.*") if p.is_file())
 
     def _write(self, write: Callable[[Any], object]) -> None:
-        if first():
-            with self._optional(FILES):
-                if self._writer is None:
-                    self._writer = self._open()
-                write(self._writer)
+        if not first() or self._gave_up:
+            return
+        self._gave_up = True
+        with self._optional(FILES):
+            if self._writer is None:
+                self._writer = self._open()
+            write(self._writer)
+            self._gave_up = False
 
     def _open(self) -> Any:
         """A new file with all that is known, in place of the earlier ones."""
@@ -82,13 +87,17 @@ class Board:
         earlier = self._files()
         kept = _only_there(earlier, self._rows)
         writer = SummaryWriter(str(self._folder))
-        for event in kept:
-            writer.file_writer.event_writer.add_event(event)
-        for row in self._rows:
-            _scalars(writer, row)
-        writer.flush()
-        for path in earlier:
-            path.unlink()
+        try:
+            for event in kept:
+                writer.file_writer.event_writer.add_event(event)
+            for row in self._rows:
+                _scalars(writer, row)
+            writer.flush()
+            for path in earlier:
+                path.unlink()
+        except BaseException:
+            writer.close()
+            raise
         return writer
 
 

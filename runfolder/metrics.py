@@ -1,15 +1,17 @@
 """The curves of a run: a line an epoch in metrics.jsonl."""
 
+import errno
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runfolder.board import Board
 from runfolder.own import guarded, open_own
+from utils.errors import VPNsError
 from utils.files import atomic_write, is_amount, parse_object, read_small
 
+NONE_OF_OURS = (errno.ENOENT, errno.EINVAL, errno.EFBIG, errno.ELOOP)  # missing, a pipe, too large
 CURVES = 2**26  # bytes of metrics.jsonl, some 200,000 epochs
 
 
@@ -21,17 +23,20 @@ class Metrics:
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the file that are whole and ours; epochs count from 1."""
-        lines = []
-        with suppress(OSError):  # missing, a pipe, or nothing of ours
+        try:
             lines = read_small(self._path, CURVES).split(b"\n")[:-1]
-        rows = [row for row in map(parse_object, lines)
-                if row and "density" in row and is_amount(row.get("epoch"))]  # fmt: skip
+        except OSError as error:
+            if error.errno not in NONE_OF_OURS:
+                raise VPNsError(f"cannot read {self._path} ({error.strerror}): make it "
+                                "readable, or move it away") from error
+            lines = []
+        rows = [row for row in map(parse_object, lines) if row and _is_ours(row)]
         from_0 = any(row["epoch"] == 0 for row in rows)  # as they once were
         return [row | {"epoch": row["epoch"] + from_0} for row in rows]
 
     def shown(self) -> bool:
         """Whether there is nothing to show, or it is on the board."""
-        return self.board.made() or not self.rows()
+        return self.board.made_since(self._path) or not self.rows()
 
     def complete(self) -> None:
         """Put everything on the board if nothing is."""
@@ -55,3 +60,11 @@ class Metrics:
         with guarded(self._path), open_own(self._path) as file:
             file.write(json.dumps(row) + "\n")
         self.board.add(row)
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    """Whether a line has what every epoch has."""
+    rates = row.get("lr")
+    return (is_amount(row.get("density")) and is_amount(row.get("epoch"))
+            and isinstance(row.get("stage"), str) and isinstance(rates, list)
+            and all(map(is_amount, rates)))  # fmt: skip

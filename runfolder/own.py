@@ -24,11 +24,12 @@ class InUse(VPNsError):
 
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
-    """Raises VPNsError that names `path` when the disk refuses a write in the block."""
+    """Raises VPNsError when the disk refuses a write in the block: of its file, else of `path`."""
     try:
         yield
     except OSError as error:
-        raise VPNsError(write_problem(path, error)) from error
+        named = error.filename if isinstance(error.filename, str) else path
+        raise VPNsError(write_problem(Path(named), error)) from error
 
 
 def refuse_links(folder: Path, base: Path) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PICTURE = "curves.png"
 TITLE = 120  # characters
+CONFUSIONS = "confusion.csv"
+MOST_CONFUSIONS = 2**26  # bytes
+TICKS = 40  # classes that have room for their names
+HEAD = ("network", "dataset", "method", "seed")  # columns before the numbers of a level
 PERCENT = ("before", "after_search", "clean", "prompted")  # columns
 ROWS, COLUMNS = 200, 50  # of a results.csv at most, the densities of one run
 RUN_FILES = ("results.csv", "config.json")  # each marks a run folder
@@ -60,7 +64,8 @@ def read_results(run: Path) -> list[Row]:
 def _numbers(texts: dict[str, str]) -> Row:
     """Raises ValueError or TypeError when something is no number, or a needed one is missing."""
     row: Row = dict.fromkeys(("real_density", "prompted", "density", "clean"))
-    row |= {name: None if text == "" else float(text) for name, text in texts.items()}
+    row |= {name: None if text == "" else float(text) for name, text in texts.items()
+            if name not in HEAD}  # fmt: skip
     there = [name for name, value in row.items() if value is not None]
     require_amounts(row, *there, "density", "clean")
     require_amounts(row, *(name for name in there if name in PERCENT), most=100)
@@ -143,14 +148,34 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def draw_run(run: Path) -> None:
-    """Write `curves.png` of a run from its results.csv, with its dense line if there is one."""
+    """Draw what a run has found: `curves.png`, with its dense line if there is one; confusions."""
     title = no_mathtext(printable(f"{run.parent.name}, {run.name}", TITLE))
     save_figure(curves_figure(read_results(run), find_dense(run), title), run / PICTURE)
+    for table in run.glob(f"d*/{CONFUSIONS}"):
+        if not table.with_suffix(".png").exists():
+            draw_confusions(table)
 
 
 def no_mathtext(text: str) -> str:
     """A text that Matplotlib shows as it is: a `$` would begin a formula."""
     return text.replace("$", r"\$")
+
+
+def draw_confusions(table: Path) -> None:
+    """Draw a confusion.csv beside it: true class down, guessed class across, shares as shades."""
+    from matplotlib.figure import Figure
+
+    head, *rows = csv.reader(io.StringIO(read_small(table, MOST_CONFUSIONS).decode()))
+    counts = [list(map(int, row[1:])) for row in rows]
+    shares = [[100 * count / max(sum(row), 1) for count in row] for row in counts]
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="taken for", ylabel="is")
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=100), label="% of the class")
+    if len(rows) <= TICKS:
+        texts = [no_mathtext(printable(name, 20)) for name in head[1:]]
+        axes.set_xticks(range(len(rows)), texts, rotation=90)
+        axes.set_yticks(range(len(rows)), texts)
+    save_figure(figure, table.with_suffix(".png"))
 
 
 def curves_figure(rows: Sequence[Row], dense_row: Row | None, title: str) -> "Figure":

@@ -1,5 +1,7 @@
 """The run folder: what ran, how it went, and its results (DESIGN: contracts)."""
 
+import csv
+import io
 import re
 import sys
 import time
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from runfolder.board import FILES, Board
 from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
-from runfolder.results import PERCENT, PICTURE
+from runfolder.results import HEAD, PERCENT, PICTURE
 from runfolder.surroundings import Surroundings
 from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
@@ -24,7 +26,8 @@ from utils.tensors import understood
 from utils.together import Agreement, from_first
 
 COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
-           "prompted", "passes")  # fmt: skip
+           "prompted", "passes", "macs", "packed_bytes")  # fmt: skip
+OPEN = ("before", "after_search", "prompted", "macs", "packed_bytes")  # which a row may lack
 
 
 class Run:
@@ -111,10 +114,13 @@ class Run:
 
     def write_results(self) -> None:
         """Write results.csv: a row a level in `rows`, densest first, the same bytes each time."""
-        ordered = sorted(filter(None, self.rows.values()), key=lambda row: -row["density"])
-        texts = ([("" if row[c] is None else repr(row[c])) for c in COLUMNS] for row in ordered)
-        lines = map(",".join, [COLUMNS, *texts])
-        atomic_write(self.folder / "results.csv", "\n".join(lines) + "\n")
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow((*HEAD, *COLUMNS))
+        names = [self.flags.get(name) for name in ("network", "dataset", "prune_method", "seed")]
+        for row in sorted(filter(None, self.rows.values()), key=lambda row: -row["density"]):
+            table.writerow((*names, *(row[column] for column in COLUMNS)))
+        atomic_write(self.folder / "results.csv", text.getvalue())
 
     def close(self) -> None:
         """Let the files and the lock go."""
@@ -127,10 +133,9 @@ def read_row(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The results row in the metadata of a model file. VPNsError without one."""
     row = meta.get("result")
     with understood(path):
-        missing = ("before", "after_search", "prompted")
-        there = [n for n in COLUMNS if n not in missing or row[n] is not None]
+        there = [n for n in COLUMNS if n not in OPEN or row.get(n) is not None]
         require_amounts(row, *there)
         require_amounts(row, *(n for n in there if n in PERCENT), most=100)
         if not 0 < row["density"] <= 1:
             raise ValueError(f"density {row['density']}")
-        return {column: row[column] for column in COLUMNS}
+        return {column: row.get(column) for column in COLUMNS}

@@ -26,12 +26,15 @@ from utils.config import flatten
 
 LEVEL = {
     f"{name}.safetensors{end}" for name in ("model", "search") for end in ("", ".sha256")
-}
+} | {"metrics.json", "confusion.csv", "confusion.png"}
 FOLDER = {
     "config.json", "env.json", "run.json", "run.lock", "log.txt", "metrics.jsonl", "events",
     "results.csv", "curves.png",
 }  # fmt: skip
-HEADER = "density,real_density,kept,prunable,before,after_search,clean,prompted,passes"
+HEADER = (
+    "network,dataset,method,seed,density,real_density,kept,prunable,before,after_search,clean,"
+    "prompted,passes,macs,packed_bytes"
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def test_results_have_a_row_a_density(folder):
 
 def test_result_line_repeats_the_table(whole):
     shown = [{k: str(v) for k, v in row.items()} for row in whole.result["rows"]]
-    assert shown == table(whole.folder)
+    assert shown == [{name: row[name] for name in shown[0]} for row in table(whole.folder)]
 
 
 def test_result_line_names_the_run(whole):
@@ -381,8 +384,8 @@ def test_training_with_validation_never_sees_the_test_images(tmp_path, monkeypat
 
     monkeypatch.setattr(View, "batches", watched)
     run(tmp_path, "--density_list", "0.1", "--val_fraction", 0.2, "--epochs", 2)
-    before, searched, clean, prompted = (n for n, name in enumerate(seen) if name == "test")
-    assert clean == prompted - 1 == len(seen) - 2
+    before, searched, clean, *rest = (n for n, name in enumerate(seen) if name == "test")
+    assert rest == [clean + 1, clean + 2, clean + 3] and clean == len(seen) - 4
     assert seen[before + 1 : searched].count("val") == seen[searched + 1 : clean].count("val") == 2
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from utils import python_env
 from utils.python_env import unmet
 
 ROOT = Path(__file__).parent.parent
@@ -534,12 +533,34 @@ def test_included_requirements_count(tmp_path):
     assert unmet(requirements(tmp_path, "-r more.txt")) == ["no no-such-pkg, needs any"]
 
 
-def test_the_program_itself_says_what_does_not_fit(monkeypatch, capsys):
-    monkeypatch.setattr(python_env, "unmet", lambda path: ["found torch 2.7.0, needs >=2.8"])
-    with pytest.raises(SystemExit) as ended:
-        python_env.require_packages()
+def begun(before="", after="", **options):
+    """The start of the program in a Python of its own, without what is heavy."""
+    code = f"import utils.start as s; {before}; s.begin_process(); {after}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=False, **options)  # fmt: skip
+
+
+def test_the_program_itself_says_what_does_not_fit():
+    done = begun("s.unmet = lambda path: ['found torch 2.7.0, needs >=2.8']")
     line = "error: found torch 2.7.0, needs >=2.8: pip install -r requirements.txt\n"
-    assert (ended.value.code, capsys.readouterr().err) == (1, line)
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_a_working_folder_that_is_gone_is_told_as_such(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})"
+    done = begun(before)
+    line = "error: the working folder is gone: change to another one\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "ImportError('failed to map segment')"])
+def test_an_import_that_fails_is_one_line(error):
+    done = begun(after=f"raise {error}")
+    assert done.returncode == 1 and done.stderr.startswith("error: it could not begin (")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_local_and_trailing_parts_of_a_version_do_not_matter(tmp_path, monkeypatch):

@@ -22,12 +22,12 @@ from data.folder import open_own_folders
 from program import record
 from program.failures import one_line
 from program.settings import Config
-from runfolder import own
+from runfolder import board, metrics, own
 from runfolder.run import Run
 from runfolder.stage_log import StageLog
 from utils.config import flags_of, parse_flags, path_or_word
 from utils.downloads import cache_place
-from utils.errors import VPNsError
+from utils.errors import DataError, VPNsError
 from utils.files import atomic_write
 
 QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
@@ -85,7 +85,27 @@ def test_a_dry_run_names_the_run_that_would_go_on(moved, tmp_path):
     made, there = moved
     words = ["--dataset", "imagefolder", "--data", there, "--train_images", 0, "--batch_size", 4]
     planned = run(tmp_path / "out", *words, *QUICK, "--dry_run")
-    assert json.loads(planned.out[planned.out.index("{\n") :])["run"] == str(made.folder)
+    assert json.loads(planned.out)["run"] == str(made.folder)
+
+
+def test_a_run_of_a_relative_path_goes_on_when_its_folder_is_moved(tmp_path, monkeypatch):
+    photos(tmp_path / "a/i")
+    monkeypatch.chdir(tmp_path / "a")
+    made = train(tmp_path / "out", "i")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    again = train(tmp_path / "out", "i")
+    assert again.folder == made.folder and again.result["read"] == [0.1]
+
+
+@pytest.mark.parametrize("data", [["x"], "a\0b", 7])
+def test_a_run_beside_it_with_odd_settings_stops_nothing(moved, tmp_path, data):
+    made, there = moved
+    settings = json.loads((made.folder / "config.json").read_text())
+    (made.folder / "config.json").write_text(json.dumps(settings | {"data": data}))
+    (made.folder / "run.json").unlink()
+    assert train(tmp_path / "out", there).code == 0
 
 
 def test_other_images_in_another_place_make_another_run(moved, tmp_path):
@@ -106,8 +126,8 @@ def test_every_flag_that_is_a_path_knows_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     flags = flags_of(Config())
     names = {name for name, facts in flags.items() if facts["parse"] is path_or_word}
-    assert names == {"save_dir", "resume", "evaluate", "predict", "export", "pack", "profile",
-                     "model", "to", "data", "weights", "init_mask", "init_from"}  # fmt: skip
+    assert names == {"config", "save_dir", "resume", "evaluate", "predict", "export", "pack",
+                     "profile", "model", "to", "data", "weights", "init_mask", "init_from"}
     for name in names:
         config, _ = parse_flags(Config(), [f"--{name}=~/x"])
         values = [getattr(getattr(config, part), name, None) for part in vars(config)]
@@ -140,7 +160,7 @@ def test_python_that_looks_nowhere_by_itself_finds_the_project(tmp_path, flags):
 
 def streams(tmp_path, *words, shell=""):
     """Run a line of Python behind ready_streams under a shell's redirections."""
-    code = f"from utils.streams import ready_streams; ready_streams(); {' '.join(words)}"
+    code = f"from utils.start import ready_streams; ready_streams(); {' '.join(words)}"
     command = f'exec "$0" -c "$1" {shell}'
     return subprocess.run(["sh", "-c", command, sys.executable, code], cwd=ROOT, text=True,
                           capture_output=True, check=False)  # fmt: skip
@@ -212,7 +232,8 @@ def test_a_stop_during_the_picture_is_a_stop(tmp_path, monkeypatch):
 
 def curves(folder: Path) -> dict[str, list[int]]:
     """The steps of each of TensorBoard's curves but those of layers."""
-    board = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    (file,) = (path for path in folder.glob("events.*") if path.is_file())
+    board = EventAccumulator(str(file), {"scalars": 0, "images": 0}).Reload()
     scalars = {tag: [e.step for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     pictures = {tag: [e.step for e in board.Images(tag)] for tag in board.Tags()["images"]}
     return {t: s for t, s in (scalars | pictures).items() if not t.startswith("layer_density")}
@@ -231,6 +252,43 @@ def test_curves_are_whole_when_the_clock_was_set_back_between_stop_and_resume(
     assert curves(again.folder) == curves(whole.folder)
     assert set(curves(whole.folder)["prompt/search/d0.1"]) == {1, 2, 3}
     assert len(list(again.folder.glob("events.*"))) == 1
+
+
+def test_files_of_others_in_the_place_of_tensorboards_stop_nothing(tmp_path):
+    done = run(tmp_path, *QUICK)
+    shutil.rmtree(done.folder / "d0.1")
+    (done.folder / "events.out.tfevents.1.folder").mkdir()
+    os.mkfifo(done.folder / "events.out.tfevents.2.pipe")
+    (done.folder / "events.out.tfevents.3.text").write_text("no event")
+    again = run(tmp_path, *QUICK)
+    assert again.code == 0 and len(curves(again.folder)["clean_loss/search/d0.1"]) == 1
+    assert len([p for p in again.folder.glob("events.*") if p.is_file()]) == 1
+
+
+def test_an_error_of_tensorboard_leaves_one_file_at_most_and_is_mended_later(tmp_path, monkeypatch):
+    whole = run(tmp_path, *TWO)
+    shutil.rmtree(whole.folder / "d0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(board, "_only_there", broken)
+        assert run(tmp_path, *TWO).out.count("note: no TensorBoard files (") == 1
+    again = run(tmp_path, *TWO)
+    assert curves(again.folder)["clean_loss/finetune/d0.1"] == [1]
+    assert len(list(again.folder.glob("events.*"))) == 1
+
+
+def test_metrics_that_cannot_be_read_are_not_replaced(tmp_path, monkeypatch):
+    done = run(tmp_path, *QUICK)
+    shutil.rmtree(done.folder / "d0.1")
+    text = (done.folder / "metrics.jsonl").read_text()
+
+    def unreadable(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "read_small", unreadable)
+        failed = run(tmp_path, *QUICK)
+    assert failed.code == 1 and failed.error.startswith("cannot read ")
+    assert (done.folder / "metrics.jsonl").read_text() == text
 
 
 def test_metrics_that_counted_epochs_from_0_go_on_from_1(tmp_path):
@@ -293,6 +351,50 @@ def test_two_spellings_of_a_name_are_one_class(tmp_path):
     assert splits.test.labels.bincount().tolist() == [1, 1]
 
 
+def test_a_link_above_one_that_was_followed_brings_the_rest(tmp_path):
+    root = photos(tmp_path / "i")
+    (root / "train/a").rename(tmp_path / "store")
+    (tmp_path / "store/inner").mkdir()
+    (tmp_path / "store/m00.jpg").rename(tmp_path / "store/inner/m00.jpg")
+    (root / "train/a").symlink_to(tmp_path / "store/inner")
+    (root / "train/z").symlink_to(tmp_path / "store")
+    assert len(labels(root)) == 12
+
+
+def test_a_link_to_the_other_part_is_not_followed_and_a_part_that_is_the_other_is_told(
+    tmp_path, capsys
+):
+    root = photos(tmp_path / "i")
+    before = labels(root)
+    (root / "train/a/more").symlink_to("../../test")
+    assert labels(root) == before
+    shutil.rmtree(root / "test")
+    (root / "test").symlink_to("train")
+    labels(root)
+    assert "tested on the images that it is trained on" in capsys.readouterr().out
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    root = photos(tmp_path / "i")
+    before = labels(root)
+    (root / "train/loop").symlink_to("loop")
+    assert labels(root) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    root, scandir = photos(tmp_path / "i"), os.scandir
+    (root / "train/a/deep").mkdir()
+
+    def refuses(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(DataError, match="train/a/deep .Permission denied.: make it readable"):
+        labels(root)
+
+
 @pytest.mark.parametrize("side", [8_200, 14_000])
 def test_an_image_that_is_too_large_is_told_to_be_scaled_down(tmp_path, side):
     root = photos(tmp_path / "i")
@@ -334,9 +436,10 @@ def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(Image, "open", none_left)
-    done = train(tmp_path / "out", root)
-    assert done.code == 1 and done.error.endswith("raise the limit (ulimit -n), or give a smaller "
-                                                  "--workers")  # fmt: skip
+    words = ["--dataset", "imagefolder", "--data", root, "--workers", 0]
+    for done in (train(tmp_path / "out", root), call("--check_data", *words),
+                 train(tmp_path / "out", root, "--bad_images", "skip")):  # fmt: skip
+        assert done.code == 1 and "raise the limit (ulimit -n)" in done.error
 
 
 @pytest.mark.parametrize("what", ["--dry_run", "--check_data"])

@@ -67,7 +67,10 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
 def path_or_word(text: str) -> str:
     """A parser for paths, and for words in their place: `~` is the home folder."""
-    return word(os.path.expanduser(text))
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ValueError(f"{text!r}: there is no such home folder (./~ is a file called ~)")
+    return word(path)
 
 
 def word(text: str) -> str:
@@ -122,8 +125,8 @@ def _typable(facts: Mapping[str, Any], default: Any, value: Any) -> bool:
     if isinstance(default, bool) or value is None:
         return isinstance(value, bool) or value is default
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    meant = path_or_word(value) if facts["parse"] is path_or_word else value
     try:
+        meant = path_or_word(value) if facts["parse"] is path_or_word else value
         return _parser_of(facts)(text) == meant
     except (ValueError, argparse.ArgumentTypeError):
         return False

@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MOST = 2000  # characters of a line
 LIMITS = {
@@ -45,6 +47,15 @@ def beyond_limit(error: BaseException) -> str:
 def note(line: str) -> None:
     """Tell the user something that stops nothing."""
     print(f"note: {printable(line)}")
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """What only decorates: an error in the block is a note."""
+    try:
+        yield
+    except Exception as error:
+        note(f"no {what} ({message_of(error)[:200] or type(error).__name__})")
 
 
 class VPNsError(Exception):

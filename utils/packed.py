@@ -34,6 +34,11 @@ def pack(
     }  # fmt: skip
 
 
+def packed_bytes(tensors: Mapping[str, Tensor], names: Collection[str]) -> int:
+    """Bytes of the tensors, packed without loss, beside metadata."""
+    return sum(t.numel() * t.element_size() for t in pack(tensors, names, {}, half=False).values())
+
+
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file as they were; those of a file that is not packed as they are.
 

@@ -27,13 +27,6 @@ def unmet(path: Path) -> list[str]:
     return problems
 
 
-def require_packages() -> None:
-    """End the process with one line when this Python lacks what the program needs."""
-    if problems := unmet(Path(__file__).parent.parent / "requirements.txt"):
-        print(f"error: {'; '.join(problems)}: pip install -r requirements.txt", file=sys.stderr)
-        sys.exit(1)
-
-
 def _problem(requirement: str) -> list[str]:
     """One requirement: [] if it is met, else one line."""
     name = re.match(r"[\w.-]+", requirement)[0]

@@ -2,9 +2,12 @@
 
 import sys
 
-from report import main
-from utils.streams import ready_streams
+from utils.start import begin_process
 
 if __name__ == "__main__":
-    ready_streams()
+    begin_process()
+
+from report import main
+
+if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -48,14 +48,28 @@ def begin(device: str) -> None:
         store, _, _ = next(rendezvous("env://", rank(), world(), timeout=PATIENCE))
         # The store of torchrun outlives the processes of a try that has failed.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store,
-                                rank=rank(), world_size=world(), timeout=PATIENCE)  # fmt: skip
+        with _stdout_aside():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store,
+                                    rank=rank(), world_size=world(), timeout=PATIENCE)  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = errors.message_of(error)[:200]
         raise Lost(f"the {world()} processes do not meet ({reason})") from error
     _stores.append(store)
     if not first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end)
+
+
+@contextmanager
+def _stdout_aside() -> Iterator[None]:
+    """Within, what C++ prints goes to stderr: gloo of torch 2.8 talks, and our stdout is read."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def end() -> None:

@@ -1,0 +1,46 @@
+"""metrics.json and confusion.csv beside a model: what one accuracy hides."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data import Data
+from models import PromptedClassifier
+from pruning.breakdown import confusion, numbers
+from runfolder.results import CONFUSIONS
+from utils.errors import no_formula
+from utils.files import atomic_write, write_json
+
+METRICS = "metrics.json"
+
+
+def describe(
+    model: PromptedClassifier, data: Data, prompted: bool, folder: Path | None
+) -> dict[str, Any]:
+    """The numbers of a model on the test images, clean and, if wanted, prompted.
+
+    With a `folder` they are written there, with the confusions on clean images.
+    """
+    found = {}
+    for view in ("clean", *["prompted"] * prompted):
+        sums = confusion(model, data.test, prompted=view == "prompted")
+        found[view] = numbers(data.classes, *sums)
+        if view == "clean" and folder:
+            atomic_write(folder / CONFUSIONS, table(data.classes, sums[0]))
+    if folder:
+        write_json(folder / METRICS, found)
+    return found
+
+
+def table(names: Sequence[str], pairs: Tensor) -> str:
+    """The images of each class (rows) by the class that the network takes them for (columns)."""
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    labels = [no_formula(name) for name in names]
+    writer.writerow(["class", *labels])
+    writer.writerows([label, *row] for label, row in zip(labels, pairs.tolist(), strict=True))
+    return text.getvalue()
