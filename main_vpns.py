@@ -28,6 +28,7 @@ import torch
 
 from data import Data, load_data
 from models import PromptedClassifier
+from models.zoo import listed
 from program.data_check import check_data
 from program.details import describe
 from program.failures import one_line
@@ -179,6 +180,9 @@ def obey(config: Config, typed: Typed, stop: Stop) -> dict[str, Any] | None:
         with redirect_stdout(sys.stderr):  # for notes
             planned = plan(config, typed) | {"run": str(run_folder(config))}
         print(json.dumps(planned, indent=2))
+        return None
+    if config.run.zoo:
+        print(*listed(), sep="\n")
         return None
     stop.install()
     keep_freed_memory()

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from http.client import HTTPException
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, url2pathname, urlopen
 
+from models.hub import from_hub
 from utils.checkpoint import write_side_car
 from utils.downloads import cache_place, fetched
 from utils.errors import VPNsError
@@ -30,27 +31,43 @@ DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.
 
 
 class Published(NamedTuple):
-    """A checkpoint of the authors, a ResNet-18; `drive` is its id on Google Drive."""
+    """A checkpoint of the authors, a ResNet-18; `drive` is its id on Google Drive.
+
+    `accuracy` is the paper's mean over its seeds, percent.
+    """
 
     dataset: str
     density: float
     drive: str
+    accuracy: float
 
 
 ZOO: dict[str, Published] = {
-    f"resnet18_{dataset}_s{sparsity}": Published(dataset, round(1 - sparsity / 100, 2), drive)
-    for dataset, sparsity, drive in (
-        ("cifar10", 40, "1iONKgIyJf5XIqMIQDnreQgyzDfa4KyFh"),
-        ("cifar10", 60, "1BFlW8VpStW0efzLI32hUZD16wl4cGIkP"),
-        ("cifar10", 70, "1ZQlr-6_O2ehmPen1Uxold1Yb2hN-GfNM"),
-        ("cifar100", 40, "1f8TTDDjChVSFIvre-V1wb5Y_PkIMr6cN"),
-        ("cifar100", 60, "1ilrPZiN-We6ryWMlekJosBOH8H8-l9UT"),
-        ("cifar100", 70, "13XcvYwiy2t1Rn2Qx6uB1iqvgwbUzvhNV"),
-        ("tiny_imagenet", 40, "1FmVS7GuWHahcCh5zoEZT5CWdKZnwUG1v"),
-        ("tiny_imagenet", 60, "1vnXqzzoUwjhPuIOQCiF_YvcSlGTSHdnn"),
-        ("tiny_imagenet", 70, "1WBu_-NSPs1Dhkmk0c_0r9MXTiU8-5N9X"),
+    f"resnet18_{dataset}_s{sparsity}": Published(
+        dataset, round(1 - sparsity / 100, 2), drive, accuracy)
+    for dataset, sparsity, drive, accuracy in (
+        ("cifar10", 40, "1iONKgIyJf5XIqMIQDnreQgyzDfa4KyFh", 96.56),
+        ("cifar10", 60, "1BFlW8VpStW0efzLI32hUZD16wl4cGIkP", 96.51),
+        ("cifar10", 70, "1ZQlr-6_O2ehmPen1Uxold1Yb2hN-GfNM", 96.51),
+        ("cifar100", 40, "1f8TTDDjChVSFIvre-V1wb5Y_PkIMr6cN", 83.31),
+        ("cifar100", 60, "1ilrPZiN-We6ryWMlekJosBOH8H8-l9UT", 83.16),
+        ("cifar100", 70, "13XcvYwiy2t1Rn2Qx6uB1iqvgwbUzvhNV", 82.74),
+        ("tiny_imagenet", 40, "1FmVS7GuWHahcCh5zoEZT5CWdKZnwUG1v", 73.53),
+        ("tiny_imagenet", 60, "1vnXqzzoUwjhPuIOQCiF_YvcSlGTSHdnn", 72.83),
+        ("tiny_imagenet", 70, "1WBu_-NSPs1Dhkmk0c_0r9MXTiU8-5N9X", 71.98),
     )
 }
+
+
+def listed() -> Iterator[str]:
+    """A line on each published checkpoint; size and hash of what was fetched."""
+    yield "name  network  dataset  sparsity  accuracy in the paper  size and SHA-256"
+    for name, row in ZOO.items():
+        path, known = _place(f"{name}.pth"), "not fetched yet"
+        if path.is_file():
+            known = f"{path.stat().st_size:,} bytes {sha256_file(path)}"
+        sparsity = f"{100 * (1 - row.density):g} %"
+        yield f"{name}  resnet18  {row.dataset}  {sparsity}  {row.accuracy:.2f}  {known}"
 
 
 def fetch(source: str) -> Path:
@@ -74,8 +91,10 @@ def fetch(source: str) -> Path:
         end = re.sub(r"[^\w.-]", "_", address.path.rpartition("/")[2])[-80:]
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]  # keeps equal ends apart
         return _cached(f"{digest}-{end}", source, partial(_from_web, source))
+    if address.scheme == "hf":
+        return from_hub(source)
     if address.scheme not in ("", "file"):
-        raise VPNsError(f"{source}: only file://, http:// and https:// can be fetched")
+        raise VPNsError(f"{source}: only file://, http://, https:// and hf:// can be fetched")
     path = Path(url2pathname(address.path) if address.scheme else source)
     if not path.is_file():
         near = difflib.get_close_matches(source, ZOO, n=1)
@@ -84,9 +103,13 @@ def fetch(source: str) -> Path:
     return path
 
 
+def _place(name: str) -> Path:
+    return cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE") / name
+
+
 def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
-    path = cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE") / name
+    path = _place(name)
     if path.is_file():
         if fault := _fault(path):
             way = "delete it (and its .sha256, if any), and it is fetched again from"

@@ -16,6 +16,7 @@ from data import load_data
 from models import PromptedClassifier
 from models.backbones import backbone
 from models.deployed import Deployed, deployed
+from models.hub import push
 from program.checkpoints import completed, read_checkpoint
 from program.settings import Config, Typed, named
 from utils.checkpoint import load_model
@@ -65,7 +66,8 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
     atomic_write(folder / "README.md", _card(source, meta, names, accuracy, where, model))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     print("\n".join(f"{folder / name}: {size:,} bytes" for name, size in sizes.items()))
-    return {"exported": str(folder), "bytes": sizes, "differences": found,
+    pushed = push(folder, run.push_to) if run.push_to else None
+    return {"exported": str(folder), "bytes": sizes, "differences": found, "pushed": pushed,
             "images": len(images) if where else 0, "accuracy": accuracy}  # fmt: skip
 
 

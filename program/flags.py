@@ -71,20 +71,28 @@ class RunConfig:
     config: str | None = flag(
         None, "read settings back from the config.json of a run, or from YAML; typed flags win",
         parse=path_or_word)
+    wandb: str | None = flag(
+        None, "show the run in this project of Weights & Biases (pip install wandb), too")
     dry_run: bool = flag(False, "print the resolved plan as JSON and stop")
     check_data: bool = flag(
         False, "examine every image of the dataset, print what is found and stop", group="data")
     debug: bool = flag(False, "show the traceback of an error")
     evaluate: str | None = flag(
         None, "measure a checkpoint and stop: a model.safetensors or state of ours, a .pth of the "
-        "authors, a URL, a Google Drive link, or a name of the model zoo (see README)",
+        "authors, a URL, hf://OWNER/REPO, a Google Drive link, or a name of the model zoo (--zoo)",
         parse=path_or_word, group="evaluation")
+    zoo: bool = flag(
+        False, "list the published checkpoints that --evaluate knows by name, and stop",
+        group="evaluation")
     predict: tuple[str, ...] | None = flag(
         None, "name the class of pictures, or of those in folders, by the network of --model, and "
         "stop", parse=path_or_word, many=True, group="use")
     export: str | None = flag(
         None, "write a model.safetensors as programs that need nothing of this project (.pt2, "
         "ONNX) into the folder --to, and stop", parse=path_or_word, group="use")
+    push_to: str | None = flag(
+        None, "let --export put its folder into this repository OWNER/REPO of the Hugging Face hub "
+        "(pip install huggingface_hub), too", group="use")
     pack: str | None = flag(
         None, "write a model.safetensors as a small file, --to, and stop", parse=path_or_word,
         group="use")

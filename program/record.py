@@ -133,7 +133,7 @@ def record(config: Config, run: Run) -> None:
     run.write_results()
     with run.optional("picture"):
         draw_run(run.folder)
-    run.metrics.complete()
+    run.metrics.complete(filter(None, run.rows.values()))
 
 
 def read_level(config: Config, level: Level | None, like: Mapping[str, Tensor]) -> Trained | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from data import SPECS, DataConfig
 from models import NetworkConfig
 from models.backbones import backbone, weights_file
+from models.hub import PREFIX, from_hub
 from program.flags import ADAM, SGD, PruneConfig, RunConfig
 from program.presets import paper_preset
 from program.recall import settings_in
@@ -28,6 +29,7 @@ DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask to
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
 
+FROM_HUB = ("weights", "init_mask", "init_from")  # whose files may lie on the Hugging Face hub
 MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room for so many
 
 
@@ -147,6 +149,9 @@ def read_config(argv: Sequence[str]) -> tuple[Config, Typed]:
             raise UsageError("--sparsity and --density_list say the same: give one of them")
         typed["density_list"] = typed["sparsity"]
         parsed = replace_flags(parsed, {"density_list": parsed.method.sparsity, "sparsity": None})
+    fetched = {name: str(from_hub(value)) for name, value in flatten(parsed).items()
+               if name in FROM_HUB and str(value).startswith(PREFIX)}  # fmt: skip
+    parsed = replace_flags(parsed, fetched)
     config = complete(replace_flags(parsed, preset_values(parsed, typed)))
     check(config)
     return config, typed

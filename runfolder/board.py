@@ -10,7 +10,7 @@ from torch import Tensor
 from utils.ranks import first
 
 FILES = "TensorBoard files"
-LAYERS = "layer_density"  # tags that belong to no epoch
+LAYERS, FINAL = "layer_density", "final"  # tags that belong to no epoch
 Row = Mapping[str, Any]
 
 
@@ -23,9 +23,9 @@ class Board:
     """
 
     def __init__(
-        self, folder: Path, optional: Callable[[str], AbstractContextManager[None]]
+        self, folder: Path, flags: Row, optional: Callable[[str], AbstractContextManager[None]]
     ) -> None:
-        self._folder, self._optional = folder, optional
+        self._folder, self._flags, self._optional = folder, flags, optional
         self._rows: list[Row] = []
         self._writer: Any = None
         self._gave_up = False  # after an error nothing is written until the next process
@@ -37,13 +37,21 @@ class Board:
 
     def add(self, row: Row) -> None:
         """The numbers of an epoch."""
-        self._write(lambda writer: _scalars(writer, row))
+        self._write(lambda writer: _add(writer, row))
         self._rows.append(row)
 
     def prompt(self, row: Row, picture: Tensor) -> None:
         """The prompt after an epoch, an image (3, H, W) in [0, 1]."""
         tag = f"prompt/{_curve(row)}"
         self._write(lambda writer: writer.add_image(tag, picture.cpu(), row["epoch"]))
+
+    def final(self, row: Row) -> None:
+        """The accuracies of a finished level, against its sparsity in tenths of a percent."""
+        at = round(1000 * (1 - row["density"]))
+        for name in ("clean", "prompted"):
+            if row[name] is not None:
+                number = f"{FINAL}/{name}", row[name], at
+                self._write(lambda writer, number=number: writer.add_scalar(*number))
 
     def layers(self, density: float, densities: Mapping[str, float]) -> None:
         """The share of each weight that a level keeps."""
@@ -91,7 +99,8 @@ class Board:
             for event in kept:
                 writer.file_writer.event_writer.add_event(event)
             for row in self._rows:
-                _scalars(writer, row)
+                _add(writer, row)
+            _describe(writer, self._flags, self._rows)
             writer.flush()
             for path in earlier:
                 path.unlink()
@@ -105,11 +114,29 @@ def _curve(row: Row) -> str:
     return f"{row['stage']}/d{row['density']:g}"
 
 
-def _scalars(writer: Any, row: Row) -> None:
+def scalars(row: Row) -> dict[str, float]:
+    """The numbers of an epoch by their tags."""
     numbers = {name: value for name, value in row.items() if isinstance(value, float)}
     numbers |= {f"lr{i}": rate for i, rate in enumerate(row["lr"])}
-    for name in numbers.keys() - {"density"}:
-        writer.add_scalar(f"{name}/{_curve(row)}", numbers[name], row["epoch"])
+    return {f"{n}/{_curve(row)}": value for n, value in numbers.items() if n != "density"}
+
+
+def _add(writer: Any, row: Row) -> None:
+    for tag, value in scalars(row).items():
+        writer.add_scalar(tag, value, row["epoch"])
+
+
+def _describe(writer: Any, flags: Row, rows: Iterable[Row]) -> None:
+    """The flags, for the table of runs; one chart a measure with all densities in it."""
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {n: v for n, v in flags.items() if isinstance(v, bool | int | float | str)}
+    for summary in hparams(plain, {f"{FINAL}/clean": 0.0, f"{FINAL}/prompted": 0.0}):
+        writer.file_writer.add_summary(summary)
+    measures = sorted({tag.partition("/")[0] for row in rows for tag in scalars(row)})
+    charts = {name: ["Multiline", [f"{name}/.*"]] for name in measures}
+    if charts:
+        writer.add_custom_scalars({"all densities": charts})
 
 
 def _only_there(files: Iterable[Path], rows: Iterable[Row]) -> Iterable[Any]:
@@ -121,6 +148,6 @@ def _only_there(files: Iterable[Path], rows: Iterable[Row]) -> Iterable[Any]:
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 kind, _, curve = value.tag.partition("/")
-                if kind == LAYERS or kind == "prompt" and (curve, event.step) in epochs:
+                if kind in (LAYERS, FINAL) or kind == "prompt" and (curve, event.step) in epochs:
                     kept[value.tag, event.step] = event
     return kept.values()

@@ -100,5 +100,6 @@ class Level:
         with self.log.hold():
             save_model(self.model_path, tensors, meta)
             self.run.rows[self.folder.name] = meta["result"]
+            self.run.metrics.finished(meta["result"])
             if not self.run.flags["keep_states"]:
                 self._states.remove_all()

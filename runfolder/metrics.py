@@ -2,11 +2,11 @@
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runfolder.board import Board
+from runfolder.board import Board, scalars
 from runfolder.own import guarded, open_own
 from utils.errors import VPNsError
 from utils.files import atomic_write, is_amount, parse_object, read_small
@@ -16,10 +16,13 @@ CURVES = 2**26  # bytes of metrics.jsonl, some 200,000 epochs
 
 
 class Metrics:
-    """Every finished epoch, in the order in which they ended; `board` shows them."""
+    """Every finished epoch, in the order in which they ended; `board` and `show` show them."""
 
-    def __init__(self, folder: Path, board: Board) -> None:
-        self._path, self.board = folder / "metrics.jsonl", board
+    def __init__(
+        self, folder: Path, board: Board, show: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        """`show` gets the numbers of an epoch or a level by their tags."""
+        self._path, self.board, self._show = folder / "metrics.jsonl", board, show
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the file that are whole and ours; epochs count from 1."""
@@ -38,11 +41,13 @@ class Metrics:
         """Whether there is nothing to show, or it is on the board."""
         return self.board.made_since(self._path) or not self.rows()
 
-    def complete(self) -> None:
-        """Put everything on the board if nothing is."""
+    def complete(self, finished: Iterable[Mapping[str, Any]]) -> None:
+        """Put everything on the board, with the rows of finished levels, if it lacks something."""
         if not self.shown():
             self.board.begin(self.rows())
             self.board.make()
+            for row in finished:
+                self.board.final(row)
 
     def cut_back(self, density: float, rows: int) -> int:
         """Cut one level back to its first `rows` and drop broken lines; returns how many it has."""
@@ -60,6 +65,12 @@ class Metrics:
         with guarded(self._path), open_own(self._path) as file:
             file.write(json.dumps(row) + "\n")
         self.board.add(row)
+        self._show(scalars(row))
+
+    def finished(self, row: Mapping[str, Any]) -> None:
+        """Show the row of a level that is done."""
+        self.board.final(row)
+        self._show({"final/density": row["density"], "final/clean": row["clean"]})
 
 
 def _is_ours(row: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
 from runfolder.results import HEAD, PERCENT, PICTURE
 from runfolder.surroundings import Surroundings
+from runfolder.wandb import WandB
 from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
 from utils.ranks import first
@@ -27,6 +28,7 @@ from utils.together import Agreement, from_first
 
 COLUMNS = ("density", "real_density", "kept", "prunable", "before", "after_search", "clean",
            "prompted", "passes", "macs", "packed_bytes")  # fmt: skip
+WANDB = "W&B run"
 OPEN = ("before", "after_search", "prompted", "macs", "packed_bytes")  # which a row may lack
 
 
@@ -47,7 +49,8 @@ class Run:
             if re.fullmatch(r"\..*\.tmp", stray.name):
                 stray.unlink(missing_ok=True)
         self._without: set[str] = set()  # what could not be made and nobody needs
-        self.metrics = Metrics(folder, Board(folder, self.optional))
+        self._wandb: WandB | None = None
+        self.metrics = Metrics(folder, Board(folder, self.flags, self.optional), self._show)
         self.surroundings = Surroundings(folder, self.say)
         earlier = from_first(partial(read_object, folder / "run.json"))
         self._goes_on = bool(earlier)
@@ -62,6 +65,9 @@ class Run:
                 self.say("note: env.json is missing or damaged: written anew")
             write_json(self.folder / "config.json", self.flags)
         self.surroundings.begin()
+        if self.flags.get("wandb") and first():
+            with self.optional(WANDB):
+                self._wandb = WandB(self.folder, self.flags["wandb"], self.flags)
         self.stop.then = "the same command continues from here"
         self.state("running")
         return self
@@ -107,6 +113,11 @@ class Run:
         values = {"state": state, "reason": reason, "seconds": round(seconds, 1)}
         write_json(self.folder / "run.json", values)
 
+    def _show(self, numbers: Mapping[str, float]) -> None:
+        with self.optional(WANDB):
+            if self._wandb:
+                self._wandb.add(numbers)
+
     def lacks(self) -> list[str]:
         """What only decorates and is missing: it could not be made, or was removed."""
         there = {"picture": (self.folder / PICTURE).exists(), FILES: self.metrics.shown()}
@@ -125,6 +136,9 @@ class Run:
     def close(self) -> None:
         """Let the files and the lock go."""
         self.metrics.board.close()
+        with self.optional(WANDB):
+            if self._wandb:
+                self._wandb.close()
         self._log.close()
         self._lock.close()
 

@@ -198,6 +198,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+def plain_pictures(folder: Path) -> None:
+    """Stands in for `draw_run`, which takes a second."""
+    for path in (folder / "curves.png", *folder.glob("d*/confusion.csv")):
+        path.with_suffix(".png").touch()
+
+
 def metrics(folder: Path) -> list[tuple[float, str, int]]:
     """Density, stage and epoch of each line of metrics.jsonl."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -309,9 +309,13 @@ def quick_compiler() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+class Network(torch.nn.Sequential):
+    """torch 2.8 compiles no bare container."""
+
+
 def compiled() -> PromptedClassifier:
     model = tiny_model()
-    model.network.__class__ = type("Network", (torch.nn.Sequential,), {})  # 2.8 skips a bare one
+    model.network.__class__ = Network
     model.use(Precision(compile=True))
     return model
 

@@ -7,7 +7,19 @@ import signal
 
 import pytest
 import torch
-from cli import SMALL, at_call, call, files, forked, hashes, meta, only_run, run, send
+from cli import (
+    SMALL,
+    at_call,
+    call,
+    files,
+    forked,
+    hashes,
+    meta,
+    only_run,
+    plain_pictures,
+    run,
+    send,
+)
 from PIL import Image
 from test_data_specs import cifar, write_idx
 from torchvision import datasets
@@ -36,7 +48,7 @@ ODD = {
 
 @pytest.fixture(autouse=True)
 def plain_picture(monkeypatch):
-    monkeypatch.setattr(record, "draw_run", lambda run: (run / "curves.png").touch())
+    monkeypatch.setattr(record, "draw_run", plain_pictures)
 
 
 def noise(path, number):

@@ -17,7 +17,7 @@ FROZEN = {
     "save_dir", "experiment_name", "seed", "device", "gpu", "resume", "keep_states", "eval_every",
     "save_every", "save_minutes",
     "warmup_epochs", "schedule_by", "label_smoothing", "clip_grad", "accumulate",
-    "config", "sparsity", "details",
+    "config", "sparsity", "details", "wandb", "push_to", "zoo",
     "print_freq", "dry_run", "debug", "evaluate", "density", "network", "weights",
     "dataset", "data", "input_size", "batch_size", "workers", "val_fraction", "train_images",
     "download", "cache_gb", "bad_images", "check_data",

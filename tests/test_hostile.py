@@ -77,7 +77,8 @@ def again(folder, *words):
 
 NAMES = ["config.json", "curves.png", "d0.2", "d0.2/model.safetensors", "env.json", "log.txt",
          "d0.2/model.safetensors.sha256", "d0.2/search.safetensors", "metrics.jsonl",
-         "results.csv", "run.json", "run.lock"]  # fmt: skip
+         "results.csv", "run.json", "run.lock", "d0.2/metrics.json", "d0.2/confusion.csv",
+         "d0.2/confusion.png"]  # fmt: skip
 TEMPORARY = [".run.json.7.tmp", "d0.2/.state-9.pt.x.tmp", "d0.2/state-9.pt", "notes.txt"]
 
 

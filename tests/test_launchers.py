@@ -535,7 +535,7 @@ def test_included_requirements_count(tmp_path):
 
 def begun(before="", after="", **options):
     """The start of the program in a Python of its own, without what is heavy."""
-    code = f"import utils.start as s; {before}; s.begin_process(); {after}"
+    code = "\n".join(["import utils.start as s", before, "s.begin_process()", after])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
                           text=True, check=False, **options)  # fmt: skip

@@ -9,10 +9,11 @@ import sys
 import time
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from cli import ROOT, at_call, call, forked, hashes, only_run, run, send
+from cli import ROOT, at_call, call, forked, hashes, only_run, plain_pictures, run, send
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli_data_faults import noise, photos, train
@@ -36,7 +37,7 @@ TWO = [*QUICK, "--density_list", "0.2,0.1"]
 
 @pytest.fixture(autouse=True)
 def plain_picture(monkeypatch):
-    monkeypatch.setattr(record, "draw_run", lambda run: (run / "curves.png").touch())
+    monkeypatch.setattr(record, "draw_run", plain_pictures)
 
 
 # Locks
@@ -298,6 +299,42 @@ def test_metrics_that_counted_epochs_from_0_go_on_from_1(tmp_path):
         opened.metrics.cut_back(0.1, 2)
     rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [row["epoch"] for row in rows] == [1, 2]
+
+
+def test_tags_begin_with_the_measure_and_one_chart_has_all_densities(tmp_path):
+    done = run(tmp_path, *TWO, "--eval_every", 1)
+    (file,) = done.folder.glob("events.*")
+    events = EventAccumulator(str(file), {"scalars": 0, "tensors": 0}).Reload()
+    measures = {tag.partition("/")[0] for tag in events.Tags()["scalars"]}
+    assert {"test_accuracy", "prompted_loss", "lr0", "lr1", "layer_density", "final"} <= measures
+    at = {event.step: event.value for event in events.Scalars("final/clean")}
+    rows = {round(1000 * (1 - row["density"])): row["clean"] for row in done.result["rows"]}
+    assert at == pytest.approx(rows)
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"test_accuracy/.*" in layout
+    assert "_hparams_/session_start_info" in file.read_bytes().decode("latin-1")
+
+
+def test_what_weights_and_biases_is_shown_and_that_it_may_fail(tmp_path, monkeypatch):
+    shown, ended = [], []
+
+    class Started:
+        def log(self, numbers):
+            shown.append(numbers)
+
+        def finish(self):
+            ended.append(True)
+
+    fake = SimpleNamespace(init=lambda **options: shown.append(options) or Started())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    done = run(tmp_path / "out", *QUICK, "--wandb", "sparse")
+    assert shown[0]["project"] == "sparse" and shown[0]["config"]["seed"] == 7 and ended
+    assert shown[1]["clean_loss/search/d0.1"] > 0
+    assert shown[-1] == {"final/density": 0.1, "final/clean": done.result["rows"][0]["clean"]}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    failed = run(tmp_path / "other", *QUICK, "--wandb", "sparse")
+    assert failed.code == 0 and failed.out.count("note: no W&B run (") == 1
+    assert failed.folder.name == done.folder.name
 
 
 # Folders

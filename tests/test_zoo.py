@@ -114,7 +114,7 @@ def test_a_file_url_is_the_local_file(tmp_path):
 
 
 def test_other_schemes_are_refused():
-    refused("ftp://host/a.pth", "only file://, http:// and https://")
+    refused("ftp://host/a.pth", "only file://, http://, https:// and hf://")
 
 
 def test_a_url_is_downloaded_once(server, cache):

@@ -114,8 +114,8 @@ def write_problem(path: Path, error: OSError) -> str:
     if advice := beyond_limit(error):
         return f"cannot write {path} ({error.strerror}): {advice}"
     if error.errno in NO_ROOM:
-        way = "raise the limit (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
-        return f"no room to write {path} ({error.strerror}): {way} and run again"
+        way = " or raise the limit (ulimit -f)" if error.errno == errno.EFBIG else ""
+        return f"no room to write {path} ({error.strerror}): free some space{way} and run again"
     return f"cannot write {path} ({error.strerror}): choose another folder with --save_dir"
 
 
