@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from data.augment import KINDS, Augment
 from data.cache import Resized, room
 from data.faults import readable
 from data.images import Part, Splits, shortened
@@ -43,6 +44,16 @@ class DataConfig:
     test_fraction: float = flag(
         TEST_FRACTION, "share of your own images that is the test part where they have none",
         parse=number(float, 0.001, 0.9))
+    augment: str = flag(
+        "paper", "augmentation of the clean training images: paper cuts and mirrors, trivial and "
+        "rand are torchvision's TrivialAugmentWide and RandAugment on top, none is none",
+        choices=KINDS)
+    mixup: float = flag(
+        0.0, "mix clean training images and their labels in pairs, with this alpha (Zhang et al. "
+        "2018); 0 for none", parse=number(float, 0))
+    cutmix: float = flag(
+        0.0, "the same, a rectangle of one laid over the other (Yun et al. 2019); with both flags "
+        "each batch gets one of the two", parse=number(float, 0))
     download: bool = flag(True, "fetch a missing dataset where torchvision can", identity=False)
     bad_images: str = flag(
         "stop", "image files that cannot be read: stop the run, or skip leaves them out, the "
@@ -103,9 +114,13 @@ def make_views(splits: Splits, config: DataConfig, still: Look) -> Data:
     """The views of these splits; `still` is how test images are shown."""
     train, val = hold_out(splits.train, config)
     drawn = replace(still, shuffled=True)
-    augmented = replace(drawn, resize_to=clean_size(still.size), augmented=True)
+    more = Augment(config.augment, config.mixup, config.cutmix, len(train.classes))
+    augmented = replace(drawn, more=more)
+    if config.augment != "none":
+        augmented = replace(augmented, resize_to=clean_size(still.size), augmented=True)
     space, workers = room(config.cache_gb, still.device), config.workers
-    pixels = Resized(train.images, (augmented.resize_to, still.size), space, workers)
+    sizes = dict.fromkeys((augmented.resize_to, still.size))
+    pixels = Resized(train.images, tuple(sizes), space, workers)
 
     def fixed(name: str, part: Part) -> View:
         return View(name, Resized(part.images, (still.size,), space, workers), part.labels, still)

@@ -8,6 +8,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from data.augment import Augment
 from data.cache import Resized
 from data.decoding import threaded
 from data.transforms import Crops, draw_crops, to_batch
@@ -28,6 +29,7 @@ class Look:
     device: torch.device
     shuffled: bool = False
     augmented: bool = False  # cut to a random `size` square, and mirrored with probability 1/2
+    more: Augment = Augment()
     whole: bool = False  # each of several processes has all of every batch, and no share of it
 
 
@@ -47,8 +49,9 @@ class View:
         return View(self.name, self._pixels, self.labels, replace(self._look, batch_size=size))
 
     def whole(self) -> "View":
-        """The same batches, all of each of them in every process."""
-        return View(self.name, self._pixels, self.labels, replace(self._look, whole=True))
+        """The same batches with labels of their own, all of each of them in every process."""
+        look = replace(self.unmixed()._look, whole=True)
+        return View(self.name, self._pixels, self.labels, look)
 
     def identity(self) -> Iterator[bytes]:
         """Bytes that change with the labels or the images."""
@@ -65,14 +68,31 @@ class View:
         copies = self._pixels.copies(self._look.resize_to)
         batches = self._batches(key, start, CPU if copies is None else copies.device)
         device = self._look.device
-        return batches if device.type == "cpu" else ahead(batches, device)
+        batches = batches if device.type == "cpu" else ahead(batches, device)
+        return self._augmented(batches, key, start) if self._look.more else batches
+
+    def unmixed(self) -> "View":
+        """The same images with their own labels alone."""
+        more = replace(self._look.more, mixup=0.0, cutmix=0.0)
+        return View(self.name, self._pixels, self.labels, replace(self._look, more=more))
+
+    def _augmented(self, batches: Iterator[Batch], key: tuple, start: int) -> Iterator[Batch]:
+        """In the caller's thread, since torchvision draws from torch's global generator."""
+        order, _ = self._draw(key)
+        seeds = torch.randint(2**62, (self.images,), generator=generator(self.name, *key, "more"))
+        for (images, labels), rows in zip(batches, self._parts(order, start), strict=True):
+            yield self._look.more(images, labels, seeds[rows])
+
+    def _parts(self, order: Tensor, start: int) -> list[Tensor]:
+        """The rows of each batch from `start` on, or this process's share of them."""
+        parts = order.split(self._look.batch_size)[start:]
+        return list(parts) if self._look.whole else [p for p in map(share, parts) if len(p)]
 
     def _batches(self, key: tuple, start: int, home: torch.device) -> Iterator[Batch]:
         """An epoch's order, crops and labels go to the `home` of the images at once."""
         order, crops = self._draw(key)
         labels, crops = self.labels.to(home), crops and crops.to(home)
-        look, parts = self._look, order.to(home).split(self._look.batch_size)[start:]
-        parts = parts if look.whole else [part for part in map(share, parts) if len(part)]
+        look, parts = self._look, self._parts(order.to(home), start)
         sources = self._pixels.batches(look.resize_to, parts)
         for part, (pixels, rows) in zip(parts, sources, strict=True):
             x = to_batch(pixels, rows, crops and crops.of(part), look.size, look.device)

@@ -144,8 +144,9 @@ class PruneConfig:
         "random; none gives the network a head of its own", choices=MAPPINGS)
     preset: str = flag(
         "none", "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from "
-        "the paper's runs for this network, dataset and method; typed flags win",
-        choices=("none", "paper"), identity=False)
+        "the paper's runs for this network, dataset and method; vit has AdamW, a warm-up and "
+        "smooth labels, for transformers; typed flags win",
+        choices=("none", "paper", "vit"), identity=False)
     init_mask: str | None = flag(
         None, "file to take the mask from instead of searching: a model file of ours, or tensors "
         "with weight_mask or popup_scores keys", parse=path_or_word)

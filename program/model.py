@@ -93,7 +93,7 @@ class LabelMapping:
         if mode == "rlm":
             label_map = random_mapping(model.sources, classes, seed)
         else:
-            view = self._data.clean.in_batches_of(config.measured_batch)
+            view = self._data.clean.unmixed().in_batches_of(config.measured_batch)
             batches = view.batches(seed, "mapping")
             counts = count_predictions(model, batches, classes, config.maps_with_prompt)
             label_map = frequency_mapping(counts)

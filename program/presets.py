@@ -1,4 +1,4 @@
-"""`--preset paper`: the settings of the paper's runs, from the launchers that made its tables.
+"""`--preset`: the settings of the paper's runs, from the launchers that made its tables; of ViTs.
 
 One literal table; later rows win over earlier ones, typed flags win over all. A cell names one or
 more networks, datasets or methods; `*` is anything.
@@ -60,6 +60,13 @@ TABLE: tuple[tuple[str, str, str, Values], ...] = (
 )
 # Mask baselines with the prompt ("VPNs with OMP / LTH / Random masks"): 60 epochs a phase.
 WITH_PROMPT = _optim(("weight_vp", "score_vp"), "adam", 1e-3) | {"epochs": 60, "weight_lr": 0.01}
+
+# What people fine-tune vision transformers with: AdamW, a warm-up, a rate that falls by the step.
+VIT = {
+    "weight_optimizer": "adamw", "weight_lr": 1e-4, "weight_weight_decay": 0.05,
+    "weight_vp_optimizer": "adam", "weight_vp_lr": 1e-3, "score_lr": 1e-3, "score_vp_lr": 1e-3,
+    "warmup_epochs": 2, "schedule_by": "step", "clip_grad": 1.0, "label_smoothing": 0.1,
+}  # fmt: skip
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:

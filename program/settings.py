@@ -12,7 +12,7 @@ from models import NetworkConfig
 from models.backbones import backbone, weights_file
 from models.hub import PREFIX, from_hub
 from program.flags import ADAM, SGD, PruneConfig, RunConfig
-from program.presets import paper_preset
+from program.presets import VIT, paper_preset
 from program.recall import settings_in
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
@@ -167,7 +167,9 @@ def preset_values(config: Config, typed: Typed) -> dict[str, Any]:
     if config.method.preset == "none":
         return {}
     names = (config.network.network, config.data.dataset, config.method.prune_method)
-    values = paper_preset(*names, any(complete(config).prompted))
+    values = VIT
+    if config.method.preset == "paper":
+        values = paper_preset(*names, any(complete(config).prompted))
     return {name: value for name, value in values.items() if name not in typed}
 
 

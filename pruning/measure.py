@@ -38,7 +38,8 @@ NOTHING = Counts(0.0, 0, 0)
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of (B, C) logits are highest at their label."""
+    """How many of (B, C) logits are highest at their label, or at the most likely one of (B, C)."""
+    labels = labels.argmax(1) if labels.ndim == 2 else labels
     return (logits.detach().argmax(1) == labels).sum()
 
 

@@ -17,7 +17,7 @@ FROZEN = {
     "save_dir", "experiment_name", "seed", "device", "gpu", "resume", "keep_states", "eval_every",
     "save_every", "save_minutes",
     "warmup_epochs", "schedule_by", "label_smoothing", "clip_grad", "accumulate",
-    "config", "sparsity", "details", "wandb", "push_to", "zoo",
+    "config", "sparsity", "details", "wandb", "push_to", "zoo", "augment", "mixup", "cutmix",
     "print_freq", "dry_run", "debug", "evaluate", "density", "network", "weights",
     "dataset", "data", "input_size", "batch_size", "workers", "val_fraction", "train_images",
     "download", "cache_gb", "bad_images", "check_data",
@@ -204,6 +204,7 @@ OTHER = {
     "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
     "amp": "bf16", "deterministic": "off", "cuda_graphs": "off", "test_fraction": "0.3",
     "normalisation": "half", "schedule_by": "step", "label_smoothing": "0.1",
+    "augment": "rand",
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """Settings as people give them: read back from a file, and sparsities in place of densities."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
-from cli import Done, call, hashes, run
+from cli import ROOT, Done, call, hashes, run
 
 from program.settings import Config, read_config
 from utils.config import flatten
@@ -102,3 +103,30 @@ def test_sparsity_and_density_together_are_refused() -> None:
 
 def test_no_default_names_a_file() -> None:
     assert flatten(Config())["config"] is None
+
+
+QUICKSTART = (
+    "--experiment_name", "quickstart", "--network", "resnet20", "--seed", 7, "--epochs", 5,
+    "--score_lr", 0.01, "--score_vp_lr", 0.01,
+)  # fmt: skip
+
+
+def test_the_quickstart_has_the_folders_that_it_had_before_there_were_these_flags() -> None:
+    dense = planned(*QUICKSTART, "--prune_method", "dense", "--density_list", 1, "--epochs", 20)
+    vpns = planned(*QUICKSTART, "--density_list", "1,0.2,0.1,0.05,0.02")
+    names = [Path(plan["run"]).name for plan in (dense, vpns)]
+    assert names == ["seed7-844b48f1", "seed7-3d747b8e"]
+
+
+@pytest.mark.slow
+def test_the_quickstart_gives_the_table_of_the_readme_but_for_what_processors_round(
+    tmp_path: Path,
+) -> None:
+    readme = (ROOT / "README.md").read_text().partition("## What the quickstart shows")[2]
+    rows = re.findall(r"^\| (\d\d) % \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", readme, re.MULTILINE)
+    done = call("--dataset", "digits", *QUICKSTART, "--density_list", "1,0.2,0.1,0.05,0.02",
+                "--save_dir", tmp_path, "--device", "cpu")  # fmt: skip
+    assert len(rows) == len(done.result["rows"]) == 4
+    for (_, clean, prompted), row in zip(rows, done.result["rows"], strict=True):
+        assert row["clean"] == pytest.approx(float(clean), abs=2)  # seven of 360 images
+        assert row["prompted"] == pytest.approx(float(prompted), abs=2)
