@@ -48,7 +48,7 @@ def begin(device: str) -> None:
         store, _, _ = next(rendezvous("env://", rank(), world(), timeout=PATIENCE))
         # The store of torchrun outlives the processes of a try that has failed.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        with _stdout_aside():
+        with _silent():
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store,
                                     rank=rank(), world_size=world(), timeout=PATIENCE)  # fmt: skip
     except (RuntimeError, ValueError) as error:
@@ -60,16 +60,17 @@ def begin(device: str) -> None:
 
 
 @contextmanager
-def _stdout_aside() -> Iterator[None]:
-    """Within, what C++ prints goes to stderr: gloo of torch 2.8 talks, and our stdout is read."""
+def _silent() -> Iterator[None]:
+    """Within, what C++ prints goes nowhere: gloo of torch 2.8 talks, and our output is read."""
     sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 def end() -> None:
