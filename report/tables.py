@@ -103,6 +103,21 @@ def _cost(mean: Mean | None) -> str:
     return "-" if mean is None else f"{mean.mean:.1f}".removesuffix(".0")
 
 
+def size_rows(panel: Panel) -> Rows:
+    """What each level keeps, computes for an image and takes when packed, means over the seeds."""
+    rows = [["method", "sparsity", "weights", "multiply-adds", "KiB packed"]]
+    for series in panel.series:
+        for level in sorted(series.levels):
+            found = [run.rows[level] for run in series.runs if level in run.rows]
+            means = [mean_of(row.get(name) for row in found)
+                     for name in ("kept", "macs", "packed_bytes")]  # fmt: skip
+            if all(means):
+                kept, macs, size = (mean.mean for mean in means)
+                rows.append([series.label, f"{level:g} %", f"{kept:,.0f}", f"{macs:,.0f}",
+                             f"{size / 1024:,.1f}"])  # fmt: skip
+    return rows
+
+
 def profile_rows(panel: Panel) -> Rows:
     """Size, arithmetic and time of the levels that --profile has measured, means over the seeds."""
     rows = [["method", "sparsity", "accuracy", "KiB packed", "multiply-adds", "effective",

@@ -25,6 +25,8 @@ COMPARED = """Differences in points, {accuracy} accuracy, over the seeds and spa
 have: all together with wins, ties and losses, then sparsity by sparsity, each mean with its
 standard error. The pairs count as independent, which those of one seed are not quite; the error
 over all sparsities holds their differences, too."""
+SIZE = """Weights that stay, their multiply-adds for one clean image, and the size of all tensors
+when packed without loss."""
 IN_USE = ("Of the networks that `--profile` has measured: effective multiply-adds leave out pruned "
           "weights; times are those of the fastest of eager torch, torch.compile and ONNX Runtime.")
 COST = """Forward and backward passes over the training set for each sparsity, and seconds of a
@@ -107,6 +109,8 @@ def _panel_parts(panel: Panel, reference: str, paper: bool) -> list[str]:
         text = COMPARED.format(accuracy=panel.series[0].accuracy)
         parts += [title, text, tables.markdown(rows)]
     parts += ["### Cost", COST, tables.markdown(tables.cost_rows(panel))]
+    if len(rows := tables.size_rows(panel)) > 1:
+        parts += ["### Size", SIZE, tables.markdown(rows)]
     if len(rows := tables.profile_rows(panel)) > 1:
         parts += ["### In use", IN_USE, tables.markdown(rows)]
     if paper and (published := tables.paper_tables(panel)):

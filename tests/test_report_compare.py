@@ -386,3 +386,16 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_tables(tmp_path, monkeypatch,
     assert call(tmp_path / "runs", "--out", tmp_path / "report") == 0
     assert "note: no picture (" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == FILES[1:]
+
+
+def test_size_and_arithmetic_are_means_over_the_seeds(tmp_path):
+    head = "network,dataset,method,seed," + HEADER.strip() + ",macs,packed_bytes\n"
+    for seed, macs in ((7, 1000), (9, 3000)):
+        made = make_run(tmp_path, "vpns", seed, {0.1: 90})
+        line = f"resnet20,digits,vpns,{seed},0.1,0.1,26834,268336,0,0,90,,60,{macs},2048\n"
+        (made / "results.csv").write_text(head + line)
+    make_run(tmp_path, "hydra", 7, {0.1: 88})  # of an older version
+    (table,) = report_of(tmp_path).split("### Size")[1:]
+    rows = [line for line in table.splitlines() if line.startswith("| vpns")]
+    assert rows[0] == "| vpns | 90 % | 26,834 | 2,000 | 2.0 |"
+    assert "hydra" not in table.partition("###")[0]
