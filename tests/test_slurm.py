@@ -27,8 +27,8 @@ for ((i = 0; i < 400; i++)); do sleep 0.05; done
 """
 # As srun does, it passes signals on to its step and ends with its code.
 SRUN = """#!/usr/bin/env bash
+for name in TERM USR1 USR2; do trap "kill -s $name \$!" $name; done
 "$@" &
-for name in TERM USR1 USR2; do trap "kill -s $name $!" $name; done
 while kill -0 $!; do wait $!; done 2>/dev/null
 wait $!
 """
