@@ -3,8 +3,6 @@
 All draws come from keys, so that workers, caches and restarts change nothing.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,30 +33,16 @@ class Augment:
     def __call__(self, images: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with every image changed by its own of `seeds` (B,), and then mixed."""
         seeds = seeds.tolist()
-        if self.kind in _KINDS:
-            change = _KINDS[self.kind]()
-            with _drawing_from(0):
-                pairs = zip(images, seeds, strict=True)
-                images = torch.stack([_changed(change, *pair) for pair in pairs])
-        mixes = [mix(alpha=alpha, num_classes=self.classes)
-                 for mix, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]
-        if mixes:
-            with _drawing_from(seeds[0]):
+        with torch.random.fork_rng(devices=()):  # torchvision draws from the global one of the CPU
+            if self.kind in _KINDS:
+                change, changed = _KINDS[self.kind](), []
+                for image, seed in zip(images, seeds, strict=True):
+                    torch.default_generator.manual_seed(seed)
+                    changed.append(change(image))
+                images = torch.stack(changed)
+            mixes = [mix(alpha=alpha, num_classes=self.classes)
+                     for mix, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]
+            if mixes:
+                torch.default_generator.manual_seed(seeds[0])
                 images, labels = mixes[int(torch.randint(len(mixes), ()))](images, labels)
         return images, labels
-
-
-def _changed(change: v2.Transform, image: Tensor, seed: int) -> Tensor:
-    torch.default_generator.manual_seed(seed)
-    return change(image)
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Within, torchvision's draws, which are torch's global ones on the CPU, begin with `seed`."""
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
