@@ -17,7 +17,7 @@ from torch import nn
 from pruning.masks import Masks
 from pruning.method import Method, Search
 from pruning.scores import LearnedScores
-from pruning.stage import CLEAN, OTHER, PROMPTED, Group, Stage
+from pruning.stage import CLEAN, OTHER, PROMPTED, Group
 
 LOWER, UPPER = 0, 1
 INVERSE_GAMMA = 1e-4  # the original's learning rate of the implicit term
@@ -55,26 +55,14 @@ def find_masks(search: Search) -> Masks:
     """The masks at the end; the network keeps the weights that were trained under them."""
     network = search.model.network
     learned = BilevelScores(network, search.density, search.floor)
-    search.remap()
-    weights = tuple(learned.weights.values())
-    masked = {id(weight) for weight in weights}
+    masked = {id(weight) for weight in learned.weights.values()}
     others = tuple(p for p in network.parameters() if id(p) not in masked)
-    stage = Stage(
-        name="search",
-        epochs=search.epochs,
-        groups=(
-            Group((learned.theta,), search.weight_optim, "theta", only_half=LOWER),
-            Group(others, search.weight_optim, only_half=LOWER),
-            learned.group(search.score_optim, only_half=UPPER),
-            *search.prompt_groups(),  # has a gradient in the upper half only, which shows it
-        ),
-        views=(CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN),
-        needs_grad=weights,
-        before_epoch=search.before_epoch,
-        gradients=learned.gradients,
-        renew=learned.renew,
+    groups = (  # the prompt has a gradient in the upper half only, which shows it
+        Group((learned.theta,), search.weight_optim, "theta", only_half=LOWER),
+        Group(others, search.weight_optim, only_half=LOWER),
+        learned.group(search.score_optim, only_half=UPPER),
     )
-    return learned.train(search, stage)
+    return learned.train(search, groups, (CLEAN, PROMPTED) if search.prompted else (OTHER, CLEAN))
 
 
 def search_passes(epochs: int, updates: int, before: float, density: float) -> int:

@@ -7,9 +7,8 @@ rates, label map and tallies are constants of an epoch, hence recordings for eac
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache, partial
-from typing import Protocol
 
 import torch
 from torch import Size, Tensor, nn
@@ -18,20 +17,6 @@ from utils.errors import message_of, note
 
 HalfStep = Callable[[int, str, Tensor, Tensor], None]  # half, view, images, labels
 _refused: set[type] = set()  # networks that could not be recorded, which are not tried again
-
-
-class Recorder(Protocol):
-    """Makes recordings that are never replayed at the same time."""
-
-    def aside(self) -> AbstractContextManager:
-        """Within, half-steps run where recordings are made."""
-
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run `run` once, and return what runs it again. Raises RuntimeError, having run nothing,
-        when it waits for the host or cannot be recorded for another reason."""
-
-    def forget(self) -> None:
-        """Give the memory of the recordings back; none is replayed any more."""
 
 
 @contextmanager
@@ -58,7 +43,7 @@ class Replay:
 
     def __init__(
         self, half_step: HalfStep, model: nn.Module, with_grad: Sequence[nn.Parameter],
-        recorder: Recorder,
+        recorder: "CudaGraphs",
     ) -> None:  # fmt: skip
         self._half_step, self._model, self._recorder = half_step, model, recorder
         self._with_grad = with_grad
@@ -137,7 +122,11 @@ class CudaGraphs:
         current.wait_stream(self._stream)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """See `Recorder`. Threads that prepare batches go on meanwhile, hence `thread_local`."""
+        """Run `run` once, and return what runs it again. Raises RuntimeError, having run nothing,
+        when it waits for the host or cannot be recorded for another reason.
+
+        Threads that prepare batches go on meanwhile, hence `thread_local`.
+        """
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         generator = torch.cuda.default_generators[self._device]
@@ -162,6 +151,6 @@ class CudaGraphs:
             torch._C._cuda_releasePool(self._device, self._pool)
 
     def forget(self) -> None:
-        """Let the allocator have the memory; a later recording takes some of its own."""
+        """Let the allocator have the memory of the recordings; none is replayed any more."""
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()

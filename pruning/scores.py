@@ -31,18 +31,7 @@ def learn_masks(search: Search) -> Masks:
     dense * mask, and BatchNorm's running statistics move, as in the authors' runs.
     """
     learned = LearnedScores(search.model.network, search.density, search.floor)
-    search.remap()
-    stage = Stage(
-        name="search",
-        epochs=search.epochs,
-        groups=(learned.group(search.score_optim), *search.prompt_groups()),
-        views=search.views,
-        needs_grad=tuple(learned.weights.values()),
-        before_epoch=search.before_epoch,
-        gradients=learned.gradients,
-        renew=learned.renew,
-    )
-    return learned.train(search, stage)
+    return learned.train(search, (learned.group(search.score_optim),), search.views)
 
 
 def initial_score(weight: Tensor) -> Tensor:
@@ -138,11 +127,22 @@ class LearnedScores:
         """The masks of the present scores, by parameter name."""
         return self.parts(self.keep())
 
-    def train(self, search: Search, stage: Stage) -> Masks:
-        """Run the stage; the masks that it ends with, under which the network stays.
+    def train(self, search: Search, groups: tuple[Group, ...], views: tuple[str, ...]) -> Masks:
+        """Train these groups and the prompt; the masks at the end, under which the network stays.
 
         The network's weights get memory of their own again.
         """
+        search.remap()
+        stage = Stage(
+            name="search",
+            epochs=search.epochs,
+            groups=(*groups, *search.prompt_groups()),
+            views=views,
+            needs_grad=tuple(self.weights.values()),
+            before_epoch=search.before_epoch,
+            gradients=self.gradients,
+            renew=self.renew,
+        )
         search.tested(run_stage(search.model, stage, search.data, search.log))
         for weight in self.weights.values():
             weight.data = weight.data.clone()
