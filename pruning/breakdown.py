@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruning.measure import outputs
 from utils import together
-from utils.seed import reseed
 
 BINS = 15  # of confidence (Guo et al. 2017)
 NEAR = 5  # guesses of top-5, which says something for more than ten classes
@@ -21,11 +21,8 @@ def confusion(model: Any, view: Any, prompted: bool = False) -> tuple[Tensor, Te
     classes = model.classes
     pairs = torch.zeros(classes * classes, dtype=torch.int64)
     near, bins = torch.zeros(classes, dtype=torch.int64), torch.zeros(3, BINS, dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    for step, (images, labels) in enumerate(view.batches()):
-        reseed(images.device, "evaluate", step)
-        chances = model(images, prompted=prompted).softmax(1).cpu()
+    for logits, labels in outputs(model, view, prompted):
+        chances = logits.softmax(1).cpu()
         (sure, said), labels = chances.max(1), labels.cpu()
         pairs += (labels * classes + said).bincount(minlength=len(pairs))
         found = (chances.topk(min(NEAR, classes)).indices == labels[:, None]).any(1)
@@ -33,15 +30,12 @@ def confusion(model: Any, view: Any, prompted: bool = False) -> tuple[Tensor, Te
         place = (sure * BINS).long().clamp(max=BINS - 1)
         for row, weights in enumerate((torch.ones_like(sure), sure, said == labels)):
             bins[row] += place.bincount(weights.double(), minlength=BINS)
-    model.train(was_training)
     for sums in (pairs, near, bins):
         together.total(sums)
     return pairs.view(classes, classes), near, bins
 
 
-def numbers(
-    names: Sequence[str], pairs: Tensor, near: Tensor, bins: Tensor
-) -> dict[str, Any]:  # fmt: skip
+def numbers(names: Sequence[str], pairs: Tensor, near: Tensor, bins: Tensor) -> dict[str, Any]:
     """Accuracies in percent, to four decimals, and the expected calibration error in [0, 1].
 
     Top-5 only for more than ten classes; a class without images has None.

@@ -1,6 +1,7 @@
 """Loss and accuracy, as sums over images."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -70,22 +71,28 @@ class Tally:
         return Counts(float(self._loss), int(self._correct), int(self._seen))
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
-    """Loss and accuracy on a view, in eval mode; the mode of the model is put back.
+def outputs(model: nn.Module, view: Any, prompted: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels of each batch, in eval mode; the mode of the model is put back at the end.
 
-    The default is the paper's protocol: clean images without the prompt. The draws of a `random`
-    prompt depend on the batch alone, so a saved model measures the same again. Raises NumericError
-    when the loss is not finite.
+    The draws of a `random` prompt depend on the batch alone: a saved model measures the same again.
     """
     was_training = model.training
     model.eval()
-    tally = Tally(next(model.parameters()).device)
     for step, (images, labels) in enumerate(view.batches()):
         reseed(images.device, "evaluate", step)
-        logits = model(images, prompted=prompted)
-        tally.add(F.cross_entropy(logits, labels), hits(logits, labels), len(labels))
+        yield model(images, prompted=prompted), labels
     model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
+    """Loss and accuracy on a view, by default in the paper's protocol: clean, without the prompt.
+
+    Raises NumericError when the loss is not finite.
+    """
+    tally = Tally(next(model.parameters()).device)
+    for logits, labels in outputs(model, view, prompted):
+        tally.add(F.cross_entropy(logits, labels), hits(logits, labels), len(labels))
     counts = tally.of_all()
     if not math.isfinite(counts.loss):
         raise NumericError(f"the measured loss is {counts.loss}: the network has diverged, "
