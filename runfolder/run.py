@@ -18,7 +18,6 @@ from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
 from runfolder.results import HEAD, PERCENT, PICTURE
 from runfolder.surroundings import Surroundings
-from runfolder.wandb import WandB
 from utils.errors import Interrupted, VPNsError, message_of, printable
 from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
 from utils.ranks import first
@@ -49,7 +48,7 @@ class Run:
             if re.fullmatch(r"\..*\.tmp", stray.name):
                 stray.unlink(missing_ok=True)
         self._without: set[str] = set()  # what could not be made and nobody needs
-        self._wandb: WandB | None = None
+        self._wandb: Any = None  # a run of Weights & Biases, where one is asked for
         self.metrics = Metrics(folder, Board(folder, self.flags, self.optional), self._show)
         self.surroundings = Surroundings(folder, self.say)
         earlier = from_first(partial(read_object, folder / "run.json"))
@@ -67,7 +66,7 @@ class Run:
         self.surroundings.begin()
         if self.flags.get("wandb") and first():
             with self.optional(WANDB):
-                self._wandb = WandB(self.folder, self.flags["wandb"], self.flags)
+                self._wandb = start_wandb(self.folder, self.flags)
         self.stop.then = "the same command continues from here"
         self.state("running")
         return self
@@ -115,8 +114,8 @@ class Run:
 
     def _show(self, numbers: Mapping[str, float]) -> None:
         with self.optional(WANDB):
-            if self._wandb:
-                self._wandb.add(numbers)
+            if self._wandb is not None:
+                self._wandb.log(dict(numbers))
 
     def lacks(self) -> list[str]:
         """What only decorates and is missing: it could not be made, or was removed."""
@@ -137,10 +136,23 @@ class Run:
         """Let the files and the lock go."""
         self.metrics.board.close()
         with self.optional(WANDB):
-            if self._wandb:
-                self._wandb.close()
+            if self._wandb is not None:
+                self._wandb.finish()
         self._log.close()
         self._lock.close()
+
+
+def start_wandb(folder: Path, flags: Mapping[str, Any]) -> Any:
+    """The run of Weights & Biases for a run folder, resumed with it. Offline: WANDB_MODE=offline.
+
+    Raises ImportError without the package, and its own errors without an account.
+    """
+    import wandb
+
+    name = f"{folder.parent.name}-{folder.name}"
+    # Its folder holds links, which a run folder does not.
+    return wandb.init(project=flags["wandb"], name=name, id=name, dir=folder.parents[1],
+                      config=dict(flags), resume="allow")  # fmt: skip
 
 
 def read_row(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
