@@ -37,7 +37,7 @@ class Board:
 
     def add(self, row: Row) -> None:
         """The numbers of an epoch."""
-        self._write(lambda writer: _add(writer, row))
+        self._write(lambda writer: _add(writer, scalars(row), row["epoch"]))
         self._rows.append(row)
 
     def prompt(self, row: Row, picture: Tensor) -> None:
@@ -48,16 +48,13 @@ class Board:
     def final(self, row: Row) -> None:
         """The accuracies of a finished level, against its sparsity in tenths of a percent."""
         at = round(1000 * (1 - row["density"]))
-        for name in ("clean", "prompted"):
-            if row[name] is not None:
-                number = f"{FINAL}/{name}", row[name], at
-                self._write(lambda writer, number=number: writer.add_scalar(*number))
+        numbers = {f"{FINAL}/{n}": row[n] for n in ("clean", "prompted") if row[n] is not None}
+        self._write(lambda writer: _add(writer, numbers, at))
 
     def layers(self, density: float, densities: Mapping[str, float]) -> None:
         """The share of each weight that a level keeps."""
-        for name, value in densities.items():
-            tag = f"{LAYERS}/{name}/d{density:g}"
-            self._write(lambda writer, tag=tag, value=value: writer.add_scalar(tag, value))
+        numbers = {f"{LAYERS}/{n}/d{density:g}": value for n, value in densities.items()}
+        self._write(lambda writer: _add(writer, numbers))
 
     def made_since(self, metrics: Path) -> bool:
         """Whether there is a file that was written to after this one."""
@@ -99,7 +96,7 @@ class Board:
             for event in kept:
                 writer.file_writer.event_writer.add_event(event)
             for row in self._rows:
-                _add(writer, row)
+                _add(writer, scalars(row), row["epoch"])
             _describe(writer, self._flags, self._rows)
             writer.flush()
             for path in earlier:
@@ -121,9 +118,9 @@ def scalars(row: Row) -> dict[str, float]:
     return {f"{n}/{_curve(row)}": value for n, value in numbers.items() if n != "density"}
 
 
-def _add(writer: Any, row: Row) -> None:
-    for tag, value in scalars(row).items():
-        writer.add_scalar(tag, value, row["epoch"])
+def _add(writer: Any, numbers: Mapping[str, float], step: int | None = None) -> None:
+    for tag, value in numbers.items():
+        writer.add_scalar(tag, value, step)
 
 
 def _describe(writer: Any, flags: Row, rows: Iterable[Row]) -> None:

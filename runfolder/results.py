@@ -120,8 +120,11 @@ def run_folder(path: Path) -> Path:
     if path.is_dir():
         return path
     try:
-        lines = _end_of(path).splitlines()
-        result = [line for line in lines if line.startswith("RESULT ")][-1]
+        start = max(0, size_of(path) - SMALL)  # a log may be long
+        with open(path, "rb") as file:
+            file.seek(start)
+            text = file.read(SMALL).decode(errors="replace")
+        result = [line for line in text.splitlines() if line.startswith("RESULT ")][-1]
         folder = Path(parse_object(result.removeprefix("RESULT "))["run"])
         there = folder.is_dir()
     except (OSError, LookupError, ValueError, TypeError) as error:
@@ -129,14 +132,6 @@ def run_folder(path: Path) -> Path:
     if not there:
         raise VPNsError(f"{path} names the run {folder}, which is not here: name its folder")
     return folder
-
-
-def _end_of(log: Path) -> str:
-    """The last part of a log, which may be long."""
-    start = max(0, size_of(log) - SMALL)
-    with open(log, "rb") as file:
-        file.seek(start)
-        return file.read(SMALL).decode(errors="replace")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

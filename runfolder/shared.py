@@ -65,7 +65,7 @@ class Shared:
             return tensors
         finally:
             for file in held:  # who waits for it finds the result, or makes it
-                _lock_of(path).unlink(missing_ok=True)
+                path.with_suffix(".lock").unlink(missing_ok=True)
                 file.close()
 
     def _find(
@@ -81,7 +81,7 @@ class Shared:
         with guarded(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            held.append(lock(_lock_of(path)))
+            held.append(lock(path.with_suffix(".lock")))
         except InUse as error:
             if not self._waits:
                 note(f"another run makes {path.name}, which this one waits for ({error})")
@@ -95,10 +95,6 @@ class Shared:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_suffix(".lock")
 
 
 def _read(path: Path, like: Mapping[str, Tensor]) -> tuple[Tensors, float] | None:
