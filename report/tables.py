@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from report.panel import Mean, Panel, Series, mean_of
@@ -105,33 +105,30 @@ def _cost(mean: Mean | None) -> str:
 
 def size_rows(panel: Panel) -> Rows:
     """What each level keeps, computes for an image and takes when packed, means over the seeds."""
-    rows = [["method", "sparsity", "weights", "multiply-adds", "KiB packed"]]
-    for series in panel.series:
-        for level in sorted(series.levels):
-            found = [run.rows[level] for run in series.runs if level in run.rows]
-            means = [mean_of(row.get(name) for row in found)
-                     for name in ("kept", "macs", "packed_bytes")]  # fmt: skip
-            if all(means):
-                kept, macs, size = (mean.mean for mean in means)
-                rows.append([series.label, f"{level:g} %", f"{kept:,.0f}", f"{macs:,.0f}",
-                             f"{size / 1024:,.1f}"])  # fmt: skip
-    return rows
+    means = _measured(panel, "rows", "kept", "macs", "packed_bytes")
+    rows = [[series.label, f"{level:g} %", f"{kept:,.0f}", f"{macs:,.0f}", f"{size / 1024:,.1f}"]
+            for series, level, (kept, macs, size) in means]  # fmt: skip
+    return [["method", "sparsity", "weights", "multiply-adds", "KiB packed"], *rows]
 
 
 def profile_rows(panel: Panel) -> Rows:
     """Size, arithmetic and time of the levels that --profile has measured, means over the seeds."""
-    rows = [["method", "sparsity", "accuracy", "KiB packed", "multiply-adds", "effective",
-             "ms for 1", "ms for 32"]]  # fmt: skip
+    means = _measured(panel, "profiles", "bytes", "macs", "effective", "1", "32")
+    rows = [[series.label, f"{level:g} %", _mean(series.mean(level), 0), f"{size / 1024:,.1f}",
+             f"{macs:,.0f}", f"{effective:,.0f}", f"{one:.2f}", f"{many:.2f}"]
+            for series, level, (size, macs, effective, one, many) in means]  # fmt: skip
+    head = ["method", "sparsity", "accuracy", "KiB packed", "multiply-adds", "effective"]
+    return [[*head, "ms for 1", "ms for 32"], *rows]
+
+
+def _measured(panel: Panel, part: str, *names: str) -> Iterator[tuple[Series, float, list[float]]]:
+    """Means over the seeds where a method's `rows` or `profiles` have all these numbers."""
     for series in panel.series:
         for level in sorted(series.levels):
-            found = [run.profiles[level] for run in series.runs if level in run.profiles]
-            means = {name: mean_of(one[name] for one in found).mean for name in (found or [{}])[0]}
-            if means:
-                rows.append([series.label, f"{level:g} %", _mean(series.mean(level), 0),
-                             f"{means['bytes'] / 1024:,.1f}", f"{means['macs']:,.0f}",
-                             f"{means['effective']:,.0f}", f"{means['1']:.2f}",
-                             f"{means['32']:.2f}"])  # fmt: skip
-    return rows
+            found = [getattr(run, part).get(level, {}) for run in series.runs]
+            means = [mean_of(one.get(name) for one in found) for name in names]
+            if all(means):
+                yield series, level, [mean.mean for mean in means]
 
 
 def paper_tables(panel: Panel) -> list[Rows]:
