@@ -62,3 +62,11 @@ def test_typed_flags_win_over_the_preset_and_both_over_defaults():
 def test_without_a_preset_nothing_comes_from_one():
     config, typed = read_config(["--prune_method", "hydra"])
     assert "preset" not in origins(config, typed).values() and config.method.epochs == 30
+
+
+def test_the_preset_for_transformers_is_adamw_with_a_warm_up_and_typed_flags_win():
+    config, typed = read_config(["--preset", "vit", "--weight_lr", "0.5"])
+    found = origins(config, typed)
+    assert (config.weight.optimizer, config.schedule.warmup_epochs) == ("adamw", 2)
+    assert config.optim("weight").by_step and config.recipe.clip_grad == 1
+    assert (found["weight_lr"], found["label_smoothing"]) == ("typed", "preset")
