@@ -30,7 +30,7 @@ from data import Data, load_data
 from models import PromptedClassifier
 from models.zoo import listed
 from program.data_check import check_data
-from program.details import describe
+from program.details import measure
 from program.failures import one_line
 from program.folder import prepare, run_folder, shared
 from program.given import given_masks, own_density
@@ -41,7 +41,7 @@ from program.settings import Config, Typed, read_config
 from program.use import use
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
-from pruning.measure import Counts, evaluate
+from pruning.measure import evaluate
 from pruning.method import prompt_groups
 from pruning.stage import PROMPTED, Group, Stage, nothing
 from pruning.training import run_stage
@@ -104,22 +104,20 @@ def make_level(
     model = one_first(partial(build_model, config, len(data.classes), device))
     model.names, remap = data.classes, partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
-    masks, row, test = ended or search_masks(config, level, data, model, mapping)
+    masks, row = ended or search_masks(config, level, data, model, mapping)
     if config.finetunes and not level.log.reached("post_prompt"):
-        test = run_stage(model, finetuning(config, model, masks, remap), data, level.log)
+        run_stage(model, finetuning(config, model, masks, remap), data, level.log)
     if config.method.post_prompt != "none":
-        test = run_stage(model, post_prompting(config, model, remap), data, level.log)
-    clean = test or evaluate(model, data.test)
-    prompted = evaluate(model, data.test, prompted=True) if config.ends_prompted else None
+        run_stage(model, post_prompting(config, model, remap), data, level.log)
+    clean, prompted, _ = measure(model, data, config.ends_prompted, level.folder)
     row = row | {"clean": percent(clean), "prompted": percent(prompted)}
-    describe(model, data, config.ends_prompted, level.folder)
     return save_level(config, level, model, masks, row)
 
 
 def search_masks(
     config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
-) -> tuple[Masks, dict[str, Any], Counts]:
-    """Search, or take a file's masks, and save: masks, accuracies, counts on the test images."""
+) -> tuple[Masks, dict[str, Any]]:
+    """Search, or take a file's masks, and save; masks, and accuracies before and after."""
     level.log.begin("search")
     before, test_counts = mapping.start(model), []
     find = given_masks(config) or METHODS[config.method.prune_method].find_masks
@@ -138,7 +136,7 @@ def search_masks(
     level.note_layers(layer_densities(masks))
     row = {"before": percent(before), "after_search": percent(test)}
     level.save_search(*exported(config, level, model, masks, accuracies=row))
-    return masks, row, test
+    return masks, row
 
 
 def finetuning(config: Config, model: PromptedClassifier, masks: Masks, remap: Callable) -> Stage:

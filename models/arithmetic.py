@@ -1,7 +1,8 @@
 """What a network computes for one image, counted while it computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -14,6 +15,6 @@ def multiply_adds(run: Callable[[], object]) -> dict[str, int]:
             for name, flops in counter.get_flop_counts().items()}  # fmt: skip
 
 
-def effective(dense: int, kept: int, weights: int) -> int:
-    """Those of weights that stay."""
-    return dense * kept // max(1, weights)
+def effective(macs: Mapping[str, int], name: str, mask: Tensor) -> int:
+    """Those of a weight's layer, by its share of weights that stay."""
+    return macs.get(name.rpartition(".")[0], 0) * int(mask.sum()) // max(1, mask.numel())

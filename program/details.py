@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data import Data
 from models import PromptedClassifier
-from pruning.breakdown import confusion, numbers
+from pruning.breakdown import Breakdown
+from pruning.measure import Counts, evaluate
 from runfolder.results import CONFUSIONS
 from utils.errors import no_formula
 from utils.files import atomic_write, write_json
@@ -18,22 +19,23 @@ from utils.files import atomic_write, write_json
 METRICS = "metrics.json"
 
 
-def describe(
+def measure(
     model: PromptedClassifier, data: Data, prompted: bool, folder: Path | None
-) -> dict[str, Any]:
-    """The numbers of a model on the test images, clean and, if wanted, prompted.
+) -> tuple[Counts, Counts | None, dict[str, Any]]:
+    """Counts of a model on the test images, clean and, if wanted, prompted; and what they hide.
 
-    With a `folder` they are written there, with the confusions on clean images.
+    With a `folder` the latter is written there, with the confusions on clean images.
     """
-    found = {}
+    counts, found = {}, {}
     for view in ("clean", *["prompted"] * prompted):
-        sums = confusion(model, data.test, prompted=view == "prompted")
-        found[view] = numbers(data.classes, *sums)
+        seen = Breakdown(model.classes)
+        counts[view] = evaluate(model, data.test, prompted=view == "prompted", also=seen.add)
+        found[view] = seen.of_all().numbers(data.classes)
         if view == "clean" and folder:
-            atomic_write(folder / CONFUSIONS, table(data.classes, sums[0]))
+            atomic_write(folder / CONFUSIONS, table(data.classes, seen.pairs))
     if folder:
         write_json(folder / METRICS, found)
-    return found
+    return counts["clean"], counts.get("prompted"), found
 
 
 def table(names: Sequence[str], pairs: Tensor) -> str:

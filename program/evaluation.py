@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from data import Data, load_data
+from data import load_data
 from data.layouts import composed
 from models import PromptedClassifier
 from models.backbones import backbone
 from models.fit import require_fit
 from models.zoo import ZOO, fetch
 from program.checkpoints import completed, read_checkpoint
-from program.details import describe
+from program.details import measure
 from program.record import percent
 from program.settings import Config, Typed
 from pruning.masks import kept_count, total_count
-from pruning.measure import evaluate
 from runfolder.results import CONFUSIONS, draw_confusions
 from utils.config import flatten, replace_flags
 from utils.device import choose_device
@@ -61,28 +60,20 @@ def evaluate_checkpoint(config: Config, typed: Typed) -> dict[str, Any]:
         raise UsageError(f"{path} tells {model.classes} classes apart, {config.data.dataset} has "
                          f"{len(data.classes)}: name its dataset with --dataset")
     notes = [] if config.run.classes_by_position else put_in_order(model, data.classes)
-    clean = evaluate(model, data.test)
-    prompted = model.prompt and evaluate(model, data.test, prompted=True)
-    details = detailed(config, model, data) if config.run.details else {}
+    folder = Path(config.run.to) if config.run.details and config.run.to else None
+    if folder and first():
+        folder.mkdir(parents=True, exist_ok=True)
+    clean, prompted, found = measure(model, data, model.prompt is not None, folder)
+    if folder:
+        with optional("picture of the confusions"):
+            draw_confusions(folder / CONFUSIONS)
     kept, total = kept_count(checkpoint.masks), total_count(checkpoint.masks)
     return {
         "checkpoint": str(path), "network": config.network.network, "dataset": config.data.dataset,
         "clean": percent(clean), "prompted": percent(prompted), "claimed": checkpoint.claimed,
         "kept": kept, "prunable": total, "sparsity": round(1 - kept / total, 9),
         "images": clean.seen, "notes": [*checkpoint.notes, *data.notes, *notes],
-    } | details  # fmt: skip
-
-
-def detailed(config: Config, model: PromptedClassifier, data: Data) -> dict[str, Any]:
-    """More numbers for RESULT; they and the confusions are written to the folder `--to`, if any."""
-    folder = Path(config.run.to) if config.run.to else None
-    if folder and first():
-        folder.mkdir(parents=True, exist_ok=True)
-    found = describe(model, data, bool(model.prompt), folder)
-    if folder:
-        with optional("picture of the confusions"):
-            draw_confusions(folder / CONFUSIONS)
-    return {"details": found}
+    } | ({"details": found} if config.run.details else {})  # fmt: skip
 
 
 def put_in_order(model: PromptedClassifier, classes: Sequence[str]) -> list[str]:

@@ -72,11 +72,10 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
     image, rows = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8), []
     macs = multiply_adds(lambda: model(image))
     for name, mask in masks.items():
-        layer, kept = name.rpartition(".")[0], int(mask.sum())
-        dense = macs.get(layer, 0)
-        rows.append({"layer": layer, "weights": mask.numel(), "kept": kept,
-                     "dead": int((~mask.flatten(1).any(1)).sum()), "macs": dense,
-                     "effective": effective(dense, kept, mask.numel())})  # fmt: skip
+        layer = name.rpartition(".")[0]
+        rows.append({"layer": layer, "weights": mask.numel(), "kept": int(mask.sum()),
+                     "dead": int((~mask.flatten(1).any(1)).sum()), "macs": macs.get(layer, 0),
+                     "effective": effective(macs, name, mask)})  # fmt: skip
     return rows
 
 

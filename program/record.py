@@ -69,8 +69,8 @@ def counts_of(masks: Masks) -> dict[str, Any]:
 
 def read_search(
     config: Config, level: Level, model: PromptedClassifier, classes: int
-) -> tuple[Masks, dict[str, Any], None] | None:
-    """Read a search that has ended into the model: masks, accuracies, no counts; or None."""
+) -> tuple[Masks, dict[str, Any]] | None:
+    """Read a search that has ended into the model: masks and accuracies; or None."""
     searched = from_first(level.searched)
     if searched is None:
         return None
@@ -84,7 +84,7 @@ def read_search(
             raise ValueError(f"it tells {model.classes} classes apart, not {classes}")
     level.log.begin("finetune", meta["progress"]["rows"], meta["progress"]["passes"])
     masks = {name: mask.to(model.mean.device) for name, mask in masks.items()}
-    return masks, {name: meta["accuracies"][name] for name in SEARCHED}, None
+    return masks, {name: meta["accuracies"][name] for name in SEARCHED}
 
 
 def save_level(
@@ -109,8 +109,7 @@ def multiply_adds_of(model: PromptedClassifier, masks: Masks, size: int) -> int:
     image = torch.zeros(1, 3, size, size, device=model.mean.device)
     with eval_mode(model):
         dense = multiply_adds(lambda: model(image))
-    return sum(effective(dense.get(name.rpartition(".")[0], 0), int(mask.sum()), mask.numel())
-               for name, mask in masks.items())  # fmt: skip
+    return sum(effective(dense, name, mask) for name, mask in masks.items())
 
 
 def record(config: Config, run: Run) -> None:

@@ -1,7 +1,7 @@
 """Loss and accuracy, as sums over images."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from utils import together
 from utils.errors import NumericError
 from utils.seed import reseed
+
+Seen = Callable[[Tensor, Tensor], None]  # logits and labels of a batch
 
 
 class Counts(NamedTuple):
@@ -71,28 +73,25 @@ class Tally:
         return Counts(float(self._loss), int(self._correct), int(self._seen))
 
 
-def outputs(model: nn.Module, view: Any, prompted: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels of each batch, in eval mode; the mode of the model is put back at the end.
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, view: Any, prompted: bool = False, also: Seen = lambda logits, labels: None
+) -> Counts:
+    """Loss and accuracy on a view, in eval mode; the mode of the model is put back.
 
-    The draws of a `random` prompt depend on the batch alone: a saved model measures the same again.
+    The default is the paper's protocol: clean images without the prompt. The draws of a `random`
+    prompt depend on the batch alone, so a saved model measures the same again. `also` is shown each
+    batch. Raises NumericError when the loss is not finite.
     """
     was_training = model.training
     model.eval()
+    tally = Tally(next(model.parameters()).device)
     for step, (images, labels) in enumerate(view.batches()):
         reseed(images.device, "evaluate", step)
-        yield model(images, prompted=prompted), labels
-    model.train(was_training)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, view: Any, prompted: bool = False) -> Counts:
-    """Loss and accuracy on a view, by default in the paper's protocol: clean, without the prompt.
-
-    Raises NumericError when the loss is not finite.
-    """
-    tally = Tally(next(model.parameters()).device)
-    for logits, labels in outputs(model, view, prompted):
+        logits = model(images, prompted=prompted)
         tally.add(F.cross_entropy(logits, labels), hits(logits, labels), len(labels))
+        also(logits, labels)
+    model.train(was_training)
     counts = tally.of_all()
     if not math.isfinite(counts.loss):
         raise NumericError(f"the measured loss is {counts.loss}: the network has diverged, "

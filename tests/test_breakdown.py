@@ -10,7 +10,7 @@ from cli import call, meta, run
 from conftest import TinyData, tiny_model
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from pruning.breakdown import BINS, confusion, numbers
+from pruning.breakdown import BINS, Breakdown
 from pruning.measure import evaluate
 from utils.packed import packed_bytes
 from utils.tensors import read_tensors
@@ -31,13 +31,20 @@ def guesses(model, view):
     return (torch.cat(column) for column in zip(*parts, strict=True))
 
 
+def broken_down(model, view) -> Breakdown:
+    seen = Breakdown(model.classes)
+    evaluate(model, view, also=seen.add)
+    return seen.of_all()
+
+
 def test_confusions_are_those_of_scikit_learn() -> None:
     model, view = tiny_model(), TinyData().test
-    pairs, _, _ = confusion(model, view)
+    found = broken_down(model, view)
+    pairs = found.pairs
     labels, chances = guesses(model, view)
     expected = confusion_matrix(labels, chances.argmax(1), labels=range(model.classes))
     assert pairs.tolist() == expected.tolist()
-    assert numbers((), pairs, *confusion(model, view)[1:])["accuracy"] == pytest.approx(
+    assert found.numbers(())["accuracy"] == pytest.approx(
         evaluate(model, view).accuracy, abs=1e-4)  # fmt: skip
 
 
@@ -51,7 +58,7 @@ def test_the_calibration_error_is_guos() -> None:
         if inside.any():
             gap = (said[inside] == labels[inside]).double().mean() - sure[inside].double().mean()
             expected += float(inside.double().mean() * gap.abs())
-    found = numbers((), *confusion(model, view))["calibration_error"]
+    found = broken_down(model, view).numbers(())["calibration_error"]
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -63,6 +70,10 @@ def test_top5_is_scikit_learns_and_there_for_more_than_ten_classes() -> None:
     class Guesser(torch.nn.Module):
         classes = 12
 
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
         def forward(self, rows, prompted=False):
             return chances[rows].log()
 
@@ -70,15 +81,15 @@ def test_top5_is_scikit_learns_and_there_for_more_than_ten_classes() -> None:
         def batches(self):
             yield from zip(torch.arange(200).split(64), labels.split(64), strict=True)
 
-    found = numbers((), *confusion(Guesser(), View()))
+    found = broken_down(Guesser(), View()).numbers(())
     assert found["top5"] == pytest.approx(100 * top_k_accuracy_score(labels, chances, k=5))
-    assert "top5" not in numbers((), *confusion(tiny_model(), TinyData().test))
+    assert "top5" not in broken_down(tiny_model(), TinyData().test).numbers(())
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    pairs = torch.tensor([[2, 0], [0, 0]])
-    found = numbers(("cat", "dog"), pairs, torch.zeros(2), torch.ones(3, BINS))
-    assert found["classes"] == {"cat": 100.0, "dog": None}
+    found = Breakdown(2)
+    found.add(torch.tensor([[1.0, 0], [1.0, 0]]), torch.tensor([0, 0]))
+    assert found.numbers(("cat", "dog"))["classes"] == {"cat": 100.0, "dog": None}
 
 
 def test_a_level_has_its_numbers_beside_its_model(done) -> None:
