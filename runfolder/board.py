@@ -61,10 +61,6 @@ class Board:
         files = [path.stat().st_mtime for path in self._files()]
         return bool(files) and (not metrics.exists() or max(files) >= metrics.stat().st_mtime)
 
-    def make(self) -> None:
-        """Make the file without anything new."""
-        self._write(lambda writer: None)
-
     def close(self) -> None:
         """Let the file go."""
         if self._writer is not None:
@@ -101,8 +97,10 @@ class Board:
             writer.flush()
             for path in earlier:
                 path.unlink()
-        except BaseException:
+        except BaseException:  # what is half there must not pass for whole
             writer.close()
+            for path in set(self._files()) - set(earlier):
+                path.unlink()
             raise
         return writer
 

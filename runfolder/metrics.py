@@ -45,7 +45,6 @@ class Metrics:
         """Put everything on the board, with the rows of finished levels, if it lacks something."""
         if not self.shown():
             self.board.begin(self.rows())
-            self.board.make()
             for row in finished:
                 self.board.final(row)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from runfolder.board import FILES, Board
+from runfolder.board import Board
 from runfolder.metrics import Metrics
 from runfolder.own import guarded, lock, open_own
 from runfolder.results import HEAD, PERCENT, PICTURE
@@ -117,10 +117,9 @@ class Run:
             if self._wandb is not None:
                 self._wandb.log(dict(numbers))
 
-    def lacks(self) -> list[str]:
-        """What only decorates and is missing: it could not be made, or was removed."""
-        there = {"picture": (self.folder / PICTURE).exists(), FILES: self.metrics.shown()}
-        return [what for what, made in there.items() if not made]
+    def lacks(self) -> bool:
+        """Whether something that only decorates could not be made, or was removed."""
+        return not ((self.folder / PICTURE).exists() and self.metrics.shown())
 
     def write_results(self) -> None:
         """Write results.csv: a row a level in `rows`, densest first, the same bytes each time."""

@@ -277,6 +277,18 @@ def test_an_error_of_tensorboard_leaves_one_file_at_most_and_is_mended_later(tmp
     assert len(list(again.folder.glob("events.*"))) == 1
 
 
+def test_a_file_of_tensorboard_that_is_half_there_does_not_pass_for_whole(tmp_path, monkeypatch):
+    whole = run(tmp_path, *TWO)
+    shutil.rmtree(whole.folder / "d0.1")
+    (old,) = whole.folder.glob("events.*")
+    with monkeypatch.context() as patch:
+        patch.setattr(board, "_describe", broken)
+        assert run(tmp_path, *TWO).out.count("note: no TensorBoard files (") == 1
+    assert list(whole.folder.glob("events.*")) == [old]
+    again = run(tmp_path, *TWO)
+    assert curves(again.folder)["clean_loss/finetune/d0.1"] == [1]
+
+
 def test_metrics_that_cannot_be_read_are_not_replaced(tmp_path, monkeypatch):
     done = run(tmp_path, *QUICK)
     shutil.rmtree(done.folder / "d0.1")
