@@ -25,6 +25,7 @@ class ArrayImages:
     """Images of one size in memory: `pixels` is uint8 (N, C, H, W), C = 1 (grey) or 3."""
 
     pixels: Tensor
+    notes = ()  # see FileImages
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -143,6 +144,11 @@ class Splits(NamedTuple):
 
     train: Part
     test: Part
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is told of the images of both parts, each line once."""
+        return tuple(dict.fromkeys(line for part in self for line in part.images.notes))
 
 
 def array_part(pixels: np.ndarray, labels: Sequence[int], classes: Iterable[str]) -> Part:

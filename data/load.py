@@ -143,7 +143,7 @@ def _notes(splits: Splits, left_out: Sequence[str]) -> Iterator[str]:
         lonely = [label for label, count in classes if count == 1 < max(counts)]
         if name == PARTS[0] and lonely:
             yield f"classes with one {name} image: {shortened(lonely)}"
-    yield from dict.fromkeys(line for part in splits for line in getattr(part.images, "notes", ()))
+    yield from splits.notes
     if len(splits.train.classes) == 1:
         yield f"there is one class only, {printable(splits.train.classes[0])}"
     if left_out:

@@ -1,12 +1,11 @@
 """The Hugging Face hub: `hf://OWNER/REPO[@REVISION][/FILE]`, and folders that are pushed there."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from utils.downloads import cache_place
+from utils.downloads import own_cache
 from utils.errors import UsageError, VPNsError, message_of
 from utils.files import atomic_write, leads_outside, read_small, sha256_file
 
@@ -58,8 +57,7 @@ def _hub() -> Any:
 
 
 def _remember(source: str, path: Path) -> None:
-    cache = cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE")
-    sums = cache / "hub" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.sha256"
+    sums = own_cache() / "hub" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.sha256"
     digest = sha256_file(path)
     if not sums.is_file():
         sums.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from urllib.request import Request, url2pathname, urlopen
 
 from models.hub import from_hub
 from utils.checkpoint import write_side_car
-from utils.downloads import cache_place, fetched
+from utils.downloads import fetched, own_cache
 from utils.errors import VPNsError
 from utils.files import below, sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
@@ -63,7 +63,7 @@ def listed() -> Iterator[str]:
     """A line on each published checkpoint; size and hash of what was fetched."""
     yield "name  network  dataset  sparsity  accuracy in the paper  size and SHA-256"
     for name, row in ZOO.items():
-        path, known = _place(f"{name}.pth"), "not fetched yet"
+        path, known = own_cache() / f"{name}.pth", "not fetched yet"
         if path.is_file():
             known = f"{path.stat().st_size:,} bytes {sha256_file(path)}"
         sparsity = f"{100 * (1 - row.density):g} %"
@@ -103,13 +103,9 @@ def fetch(source: str) -> Path:
     return path
 
 
-def _place(name: str) -> Path:
-    return cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE") / name
-
-
 def _cached(name: str, link: str, download: Callable[[Path], None]) -> Path:
     """The file of that name in the cache; `download(aside)` writes it if it is not there."""
-    path = _place(name)
+    path = own_cache() / name
     if path.is_file():
         if fault := _fault(path):
             way = "delete it (and its .sha256, if any), and it is fetched again from"

@@ -49,7 +49,7 @@ def check_data(config: Config) -> None:
         "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
         "found": present(SPECS[data.dataset], root) or parts_of(root),
         "classes": len(splits.train.classes),
-        "notes": [line for part in splits for line in getattr(part.images, "notes", ())],
+        "notes": splits.notes,
         "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
         "epoch": epoch, "trainable": problem is None,
     }  # fmt: skip

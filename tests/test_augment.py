@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import at_call, forked, hashes, run, send
+from cli import run
 from torch import Tensor
 
 from data import load_data
 from data.augment import Augment
 from data.load import DataConfig
 from pruning.measure import hits
-from runfolder.stage_log import StageLog
 
 CPU = torch.device("cpu")
 QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 8, "--output_size", 8]
@@ -81,19 +80,6 @@ def test_hits_of_mixed_labels_are_those_of_the_larger_share() -> None:
 
 def test_nothing_more_is_done_by_default() -> None:
     assert not Augment() and not Augment("none") and Augment("rand") and Augment(cutmix=1.0)
-
-
-RUN = ["--augment", "trivial", "--mixup", 0.2, "--cutmix", 1, "--epochs", 2]
-
-
-def test_a_run_is_another_one_and_goes_on_bit_identically(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", *QUICK, *RUN)
-    stop = (StageLog, "answer_stop", 3, send("SIGTERM"), False)
-    stopped = forked(tmp_path / "stopped", *QUICK, *RUN, before=lambda: at_call(*stop))
-    assert stopped.code == 75
-    again = run(tmp_path / "stopped", *QUICK, *RUN)
-    assert hashes(again.folder) == hashes(whole.folder)
-    assert again.folder.name != run(tmp_path / "plain", *QUICK, "--epochs", 2).folder.name
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "bip", "omp"])

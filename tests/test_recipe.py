@@ -20,7 +20,7 @@ from utils.errors import Interrupted
 from utils.optim import Optim, OptimConfig, ScheduleConfig
 from utils.recipe import Recipe
 
-QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 4, "--output_size", 4]
+QUICK = ["--density_list", "0.1", "--eval_every", 0, "--input_size", 8, "--output_size", 8]
 
 
 def without_norms() -> PromptedClassifier:
@@ -150,13 +150,17 @@ def test_a_stage_by_steps_goes_on_bit_identically(stop_after: int) -> None:
 ALL = ["--weight_optimizer", "adamw", "--score_optimizer", "adamw", "--warmup_epochs", 1,
        "--schedule_by", "step", "--label_smoothing", 0.1, "--clip_grad", 1, "--accumulate", 2,
        "--epochs", 2]  # fmt: skip
+AUGMENTED = ["--augment", "trivial", "--mixup", 0.2, "--cutmix", 1, "--epochs", 2]
 
 
-def test_a_run_by_a_recipe_is_another_run_and_goes_on_bit_identically(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", *QUICK, *ALL)
+@pytest.mark.parametrize("words", [ALL, AUGMENTED], ids=["recipe", "augmentation"])
+def test_such_a_run_is_another_run_and_goes_on_bit_identically(
+    tmp_path: Path, words: list[object]
+) -> None:
+    whole = run(tmp_path / "whole", *QUICK, *words)
     stop = (StageLog, "answer_stop", 3, send("SIGTERM"), False)
-    stopped = forked(tmp_path / "stopped", *QUICK, *ALL, before=lambda: at_call(*stop))
+    stopped = forked(tmp_path / "stopped", *QUICK, *words, before=lambda: at_call(*stop))
     assert stopped.code == 75
-    again = run(tmp_path / "stopped", *QUICK, *ALL)
+    again = run(tmp_path / "stopped", *QUICK, *words)
     assert hashes(again.folder) == hashes(whole.folder)
     assert again.folder.name != run(tmp_path / "plain", *QUICK, "--epochs", 2).folder.name

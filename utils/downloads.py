@@ -27,6 +27,11 @@ def cache_place(folder: str, variable: str) -> Path:
     return Path(path)
 
 
+def own_cache() -> Path:
+    """Our own folder for what is fetched: $VPNS_CACHE, or ~/.cache/vpns."""
+    return cache_place(os.environ.get("VPNS_CACHE") or "~/.cache/vpns", "VPNS_CACHE")
+
+
 @contextmanager
 def fetched(
     parent: Path, fetch: Callable[[Path], object], most: int = MOST_BYTES,

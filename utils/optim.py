@@ -88,10 +88,13 @@ class Optim:
             return optimizer, lr_scheduler.LambdaLR(optimizer, lambda ticks: share(ticks / count))
         if self.own.scheduler == "cosine":
             return optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
-        # A milestone below 1 would count as passed before the first epoch.
+        return optimizer, lr_scheduler.MultiStepLR(optimizer, self._milestones(epochs), gamma=0.1)
+
+    def _milestones(self, epochs: int) -> list[int]:
+        """The epochs after which the rate is divided by 10."""
         shares = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
-        milestones = [int(share * epochs) for share in shares if int(share * epochs) >= 1]
-        return optimizer, lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        # One below 1 would count as passed before the first epoch.
+        return [int(share * epochs) for share in shares if int(share * epochs) >= 1]
 
     def _share(self, done: float, epochs: int, tick: float) -> float:
         """The share of the learning rate after `done` epochs of `epochs`, the next `tick` begins.
@@ -103,9 +106,7 @@ class Optim:
             return min(1.0, (done + tick) / warmup)
         if self.own.scheduler == "cosine":
             return (1 + math.cos(math.pi * (done - warmup) / max(epochs - warmup, 1))) / 2
-        milestones = self.shared.decreasing_step if self.own.scheduler == "multistep" else ()
-        return 0.1 ** sum(int(share * epochs) >= 1 and done >= int(share * epochs)
-                          for share in milestones)  # fmt: skip
+        return 0.1 ** sum(done >= milestone for milestone in self._milestones(epochs))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
