@@ -153,8 +153,8 @@ def run(golden: Golden, thresholds: list[float]) -> Iterator[Trajectory]:
     losses: list[float] = []
     cross_entropy, find_threshold = F.cross_entropy, selection.find_threshold
 
-    def loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        value = cross_entropy(logits, labels, **options)
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        value = cross_entropy(logits, labels)
         losses.append(value.item())
         return value
 

@@ -26,7 +26,8 @@ class Recipe:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of logits (B, C) to train on, the mean over the batch."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return F.cross_entropy(logits, labels, **smoothing)
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """A batch as `accumulate` parts, or as many as it has images."""
