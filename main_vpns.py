@@ -34,7 +34,7 @@ from program.details import measure
 from program.failures import one_line
 from program.folder import prepare, run_folder, shared
 from program.given import given_masks, own_density
-from program.model import LabelMapping, build_model
+from program.model import LabelMapping, build_model, pruning_rule
 from program.plan import check_fit, check_floor, few_steps, plan
 from program.record import exported, finished, percent, read_level, read_search, record, save_level
 from program.settings import Config, Typed, read_config
@@ -127,6 +127,7 @@ def search_masks(
         model, data, level.density, config.method.epochs, config.views.search,
         weight_optim=config.optim("weight"), score_optim=config.optim("score"),
         prompt_optim=config.optim("score_vp"), floor=config.method.min_layer_density,
+        rule=pruning_rule(config, model.network),
         remap=remap, before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
         once=shared(config, level, data).once, log=level.log, tested=test_counts.append,

@@ -15,6 +15,8 @@ from models.families import FAMILIES, family_row
 from models.pretrained import hub_state, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
 from models.rows import Backbone, colours
+from models.widths import Widths
+from utils.checkpoint import has_meta, read_meta
 from utils.config import flag, not_one_of, path_or_word, word
 from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
@@ -102,8 +104,8 @@ class NetworkConfig:
         object.__setattr__(self, "network", ALIASES.get(self.network, self.network))
 
 
-def backbone(name: str) -> Backbone:
-    """The row of a network, alias, or a library's or the user's network.
+def backbone(name: str, widths: Widths | None = None) -> Backbone:
+    """The row of a network, alias, or a library's or the user's network, narrower if so wished.
 
     Raises UsageError for any other name, and for a library that is missing.
     """
@@ -112,7 +114,16 @@ def backbone(name: str) -> Backbone:
     if row is None and ":" not in name:
         raise UsageError(f"network {name!r} is not one of {', '.join((*NETWORKS, *ALIASES))}, "
                          "timm:NAME, torchvision:NAME, module:function")
-    return row or family_row(name)
+    row = row or family_row(name)
+    return row.narrowed(widths) if widths else row
+
+
+def widths_in(name: str, weights: str) -> Widths:
+    """The widths of the network in a file of ours; of other weights none: they are its own."""
+    path = weights_file(name, weights)
+    if path is None or not path.is_file() or not has_meta(path):
+        return {}
+    return read_meta(path).get("widths", {})
 
 
 def runs_code(name: str) -> bool:
@@ -122,7 +133,7 @@ def runs_code(name: str) -> bool:
 
 def build_network(
     name: str, weights: str | None = None, classes: int | None = None, seed: int = 0,
-    key: str | None = None,
+    key: str | None = None, widths: Widths | None = None,
 ) -> nn.Module:  # fmt: skip
     """A network on the CPU with its weights loaded, in training mode.
 
@@ -130,12 +141,14 @@ def build_network(
     container in it), or None for the network's default. With `classes` None the source head stays,
     of the size in the file for a path; a number gives a head with that many outputs, a new one
     where the loaded head has another size or is missing. New values depend on `seed` alone and
-    leave torch's random state as it was. Raises UsageError for weights that the network does not
-    have, VPNsError for weights that are out of reach or do not fit.
+    leave torch's random state as it was. A file of a compacted network says its `widths`, shapes
+    by name; other weights have them from the caller. Raises UsageError for weights that the network
+    does not have, VPNsError for weights that are out of reach or do not fit.
     """
     weights = backbone(name).weights if weights is None else weights
     state = load_weights(name, weights, key)
-    return network_of(name, state, f"the weights {weights}", classes, seed)
+    widths = widths or widths_in(name, weights)
+    return network_of(name, state, f"the weights {weights}", classes, seed, widths)
 
 
 def source_classes(name: str, weights: str, key: str | None = None) -> int:
@@ -150,10 +163,10 @@ def source_classes(name: str, weights: str, key: str | None = None) -> int:
 
 def network_of(
     name: str, state: Mapping[str, Tensor] | None, called: str, classes: int | None = None,
-    seed: int = 0,
+    seed: int = 0, widths: Widths | None = None,
 ) -> nn.Module:  # fmt: skip
     """The network with these weights, which a message calls `called`; see `build_network`."""
-    row = backbone(name)
+    row = backbone(name, widths)
     loaded = row.outputs_of(state or {})
     bare = state is not None and f"{row.head}.weight" not in state
     new_head = classes is not None and (bare or classes != loaded)
@@ -194,7 +207,7 @@ def _load(name: str, weights: str, key: str | None, stamp: Any) -> dict[str, Ten
     """See `load_weights`; `stamp` is of the file that it is now."""
     if weights == "none":
         return None
-    path, row = weights_file(name, weights), backbone(name)
+    path, row = weights_file(name, weights), backbone(name, widths_in(name, weights))
     if path is not None:
         return own_state(path, read_tensors(path), row, key)
     if row.source.startswith("timm:"):

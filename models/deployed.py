@@ -79,7 +79,8 @@ def deployed(
         pixels = None if clean or packed is None else unpack_tensor(packed)
         if pixels is not None and (pixels.shape != (3, canvas, canvas) or side > canvas):
             raise ValueError(f"a prompt of shape {tuple(pixels.shape)} around {side} pixels")
-        row, label_map = backbone(name), meta["label_map"]
+        widths = meta.get("widths")
+        row, label_map = backbone(name, widths), meta["label_map"]
         row.skeleton_of(tensors)
         outputs = row.outputs_of(tensors)
         places = range(outputs) if label_map is None else label_map
@@ -87,7 +88,7 @@ def deployed(
         known = all(type(place) is int and 0 <= place < outputs for place in places)
         if len(names) != len(places) or not known:
             raise ValueError(f"{len(names)} names for {len(places)} of {outputs} outputs")
-        made = network_of(name, tensors, str(path))
+        made = network_of(name, tensors, str(path), widths=widths)
         mean, std = colours["mean"], colours["std"]
         model = Deployed(made, side, mean, std, pixels, label_map)
     return model.eval(), names

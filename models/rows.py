@@ -1,13 +1,15 @@
 """What a network is to this project: a row of facts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from models.pretrained import misfit
+from models.widths import Widths, with_widths
 
+KINDS = ("weight", "bias")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 COLOURS: dict[str, Colours] = {
@@ -52,6 +54,18 @@ class Backbone:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     other_heads: tuple[str, ...] = ()
+
+    def narrowed(self, widths: Widths) -> "Backbone":
+        """The row of the network with these widths; its head has an output a class as before."""
+        heads = (self.head, *self.other_heads)
+
+        def build(classes: int) -> nn.Module:
+            shapes = dict(widths)
+            for name in shapes.keys() & {f"{head}.{kind}" for head in heads for kind in KINDS}:
+                shapes[name] = [classes, *shapes[name][1:]]
+            return with_widths(self.build(classes), shapes)
+
+        return replace(self, build=build)
 
     def skeleton(self, classes: int) -> nn.Module:
         """The network without memory, for its names and shapes.

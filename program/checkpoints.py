@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data import SPECS
 from models import PromptedClassifier
 from models.artifact import restore
 from models.backbones import backbone, network_of, own_state, runs_code, weights_file
 from models.foreign import ForeignPrompt, read_authors
 from models.pretrained import few, is_here
-from program.model import around, classifier, fitting_masks
+from program.model import around, classifier, fitting_masks, pruning_rule
 from program.settings import Config, complete
 from prompts import Sizes, build_prompt
-from pruning.masks import apply_masks, in_shapes, keep_top, kept_count, prunable, total_count
+from pruning.granularity import CHANNEL, ChannelRule
+from pruning.masks import apply_masks, in_shapes, kept_count, prunable, total_count
 from utils.checkpoint import has_meta, read_meta
 from utils.config import check_flags, replace_flags
 from utils.counts import count_at
@@ -28,7 +30,7 @@ from utils.tensors import read_tensors, understood
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
 SAYS = frozenset((
     "network", "normalisation", "dataset", "weights", "seed", "label_mapping_mode",
-    "min_layer_density", "prompt_method", "prune_mode", "prune_method", "input_size",
+    "granularity", "min_layer_density", "prompt_method", "prune_mode", "prune_method", "input_size",
     "output_size", "pad_size", "mask_size", "amp", "channels_last", "tf32", "full_float32",
 ))  # fmt: skip
 
@@ -107,7 +109,7 @@ def _read_model(
     if program is not None:
         _check_canvas(program["shape"], sizes.output)
     prompt = None if program is None else build_prompt(meta["prompt"], sizes)
-    model = classifier(config.network, "none", head, prompt)
+    model = classifier(config.network, "none", head, prompt, widths=meta.get("widths"))
     restore(model, tensors, meta)
     claimed = result.get("clean")
     if claimed is not None:
@@ -146,8 +148,12 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
             weights[name].data.copy_(part)
     if scores is None:
         return Checkpoint(model, {name: weight != 0 for name, weight in weights.items()}, flags)
-    floor = config.method.min_layer_density
-    masks = keep_top(in_shapes(scores.abs(), weights), state["density"], floor)
+    rule, floor = pruning_rule(config, model.network), config.method.min_layer_density
+    if isinstance(rule, ChannelRule):
+        kept = rule.select(scores.abs(), state["density"], floor)
+        masks = rule.masks(kept, weights)
+    else:
+        masks = rule(in_shapes(scores.abs(), weights), state["density"], floor)
     apply_masks(model.network, masks)
     return Checkpoint(model, masks, flags)
 
@@ -168,6 +174,12 @@ def _state_head(config: Config, values: Mapping[str, Tensor], scores: Tensor | N
         return row.outputs_of(own)
     if config.method.label_mapping_mode != "none":
         return None
+    if config.method.granularity == CHANNEL:
+        classes = SPECS[config.data.dataset].classes
+        if classes is None:
+            raise UsageError("a state of a search for channels does not tell how many classes it "
+                             "has: let the search end")
+        return classes
     # A search state has scores instead of weights: what one output would need, and the rest.
     weights = prunable(row.skeleton(1))
     one = sum(weight.numel() for weight in weights.values())

@@ -35,13 +35,32 @@ Run = Callable[[Tensor], Tensor]
 def export(config: Config, typed: Typed) -> dict[str, Any]:
     """Write `.pt2`, ONNX, weights with their config, labels and a card into `--to`; RESULT values.
 
-    All are compared with our own outputs on test images, or on random ones where there are none.
     Raises UsageError without a folder, VPNsError when outputs differ.
     """
     run = config.run
     if run.to is None:
         raise UsageError("--export needs a folder: give it with --to")
     source, folder = Path(run.export), Path(run.to)
+    found = written(source, folder, config, typed)
+    _write_weights(folder, *own_outputs(*load_model(source)))
+    pushed = push(folder, run.push_to) if run.push_to else None
+    return {"exported": str(folder), "bytes": told(folder), **found, "pushed": pushed}
+
+
+def told(folder: Path) -> dict[str, int]:
+    """The bytes of the files in a folder, by name, which are printed too."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    print("\n".join(f"{folder / name}: {size:,} bytes" for name, size in sizes.items()))
+    return sizes
+
+
+def written(source: Path, folder: Path, config: Config, typed: Typed) -> dict[str, Any]:
+    """Write `.pt2`, ONNX, labels and a card of a model file into a folder; what they gave.
+
+    All are compared with our own outputs on test images, or on random ones where there are none.
+    Raises VPNsError when they differ.
+    """
+    run = config.run
     tensors, meta = load_model(source)
     model, names = deployed(source, tensors, meta, run.clean, named(config, typed))
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +71,7 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
         note("no model.onnx: it needs pip install onnx onnxscript onnxruntime")
     chosen = {name: value for name, value in flatten(config).items() if name in typed}
     ours = read_checkpoint(source, chosen)
-    images, labels, where = _test_images({**ours.flags, **chosen}, model.size)
+    images, labels, where = test_images({**ours.flags, **chosen}, model.size)
     expected = _expected(ours.model.eval(), images, not run.clean)
     found = {}
     for name, program in programs.items():
@@ -61,14 +80,9 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
         if found[name] > CLOSE:
             raise VPNsError(f"{folder / name} differs by {found[name]:.2g} from {source}: a bug")
     accuracy = 100 * (expected.argmax(1) == labels).float().mean().item() if where else None
-    _write_weights(folder, tensors, meta, names)
     atomic_write(folder / "labels.txt", "".join(f"{printable(name)}\n" for name in names))
     atomic_write(folder / "README.md", _card(source, meta, names, accuracy, where, model))
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    print("\n".join(f"{folder / name}: {size:,} bytes" for name, size in sizes.items()))
-    pushed = push(folder, run.push_to) if run.push_to else None
-    return {"exported": str(folder), "bytes": sizes, "differences": found, "pushed": pushed,
-            "images": len(images) if where else 0, "accuracy": accuracy}  # fmt: skip
+    return {"differences": found, "images": len(images) if where else 0, "accuracy": accuracy}
 
 
 def _as_program(model: Deployed, path: Path) -> Run:
@@ -104,7 +118,7 @@ def as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _test_images(flags: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, str | None]:
+def test_images(flags: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, str | None]:
     """uint8 test images (N, 3, size, size), their labels, and where they come from."""
     data = completed({**flags, "download": False}).data
     with suppress(DataError):
@@ -125,14 +139,22 @@ def _expected(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tens
     return torch.cat([model(x, prompted=prompted).softmax(1) for x in batches])
 
 
-def _write_weights(
-    folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], names: tuple[str, ...]
-) -> None:
-    """The weights with an output a class, and their config as timm and transformers read it."""
-    row, label_map = backbone(meta["network"]), meta["label_map"]
-    if label_map is not None:
-        heads = [f"{h}.{kind}" for h in (row.head, *row.other_heads) for kind in ("weight", "bias")]
-        tensors = {n: t[label_map] if n in heads else t for n, t in tensors.items()}
+def own_outputs(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A network with an output for each class in the place of its label map."""
+    row, label_map, tensors = backbone(meta["network"]), meta["label_map"], dict(tensors)
+    for head in (row.head, *row.other_heads) if label_map is not None else ():
+        for name in tensors.keys() & {f"{head}.weight", f"{head}.bias"}:
+            tensors[name] = tensors[name][label_map]
+    config = meta["config"] | {"label_mapping_mode": "none"}
+    return tensors, {**meta, "label_map": None, "config": config}
+
+
+def _write_weights(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """The weights and their config as timm and transformers read it."""
+    row = backbone(meta["network"])
+    names = tuple(map(str, meta.get("classes") or range(row.outputs_of(tensors))))
     data = save({n: t.contiguous() for n, t in tensors.items()}, metadata={"format": "pt"})
     atomic_write(folder / "model.safetensors", data)
     own = meta["network"]

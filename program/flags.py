@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from models import MAPPINGS
 from pruning import METHODS, PRUNE_MODES
+from pruning.granularity import WEIGHT, granularity_named
 from utils.config import flag, number, path_or_word
 from utils.device import device_name
 from utils.optim import OptimConfig
@@ -99,10 +100,14 @@ class RunConfig:
     profile: str | None = flag(
         None, "measure sizes, arithmetic and time of a model.safetensors, and stop",
         parse=path_or_word, group="use")
+    compact: str | None = flag(
+        None, "remove the dead channels of a model.safetensors: write the smaller network, as "
+        "--export does, and the proof of equal outputs into the folder --to, and stop",
+        parse=path_or_word, group="use")
     model: str | None = flag(
         None, "model.safetensors for --predict", parse=path_or_word, group="use")
     to: str | None = flag(
-        None, "where --export and --pack write, and --predict a CSV", parse=path_or_word,
+        None, "where --export, --compact and --pack write, and --predict a CSV", parse=path_or_word,
         group="use")
     clean: bool = flag(False, "leave the prompt out in --predict and --export", group="use")
     half: bool = flag(False, "let --pack keep weights in float16", group="use")
@@ -134,6 +139,10 @@ class PruneConfig:
     sparsity: tuple[float, ...] | None = flag(
         None, "sparsities in the place of densities: 0.9,0.95 is --density_list 0.1,0.05",
         parse=parse_sparsities, identity=False)
+    granularity: str = flag(
+        WEIGHT, "what is pruned together: single weights (weight), whole channels (channel: "
+        "densities are shares of channels), or all but N of every M weights along the inputs "
+        "(nm:N:M, such as nm:2:4, whose density is N / M)", parse=granularity_named)
     min_layer_density: float = flag(
         0.0, "the best weights of each layer that stay whatever their rank over all layers, as a "
         "share of the layer; at most the lowest density", parse=number(float, 0, 1))

@@ -5,6 +5,7 @@ under its first mask (`remap`, called by the search), and with `ilm` before ever
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from data import Data
 from models import NetworkConfig, PromptedClassifier, build_network
 from models.artifact import masks_of
 from models.backbones import backbone
+from models.channels import channels_of
 from models.label_map import count_predictions, frequency_mapping, random_mapping
 from models.rows import colours
+from models.widths import Widths
 from program.given import given_outputs
 from program.settings import Config, check_classes
 from prompts import VisualPrompt
+from pruning.granularity import Rule, rule_of
 from pruning.masks import prunable, require_fit
 from pruning.measure import Counts, evaluate
 
@@ -38,10 +42,11 @@ def build_model(config: Config, classes: int, device: torch.device) -> PromptedC
 
 
 def classifier(
-    own: NetworkConfig, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0
-) -> PromptedClassifier:
-    """A network with `weights` behind a prompt; `head` as in `build_network`."""
-    network = build_network(own.network, weights, head, seed, own.weights_key)
+    own: NetworkConfig, weights: str, head: int | None, prompt: VisualPrompt | None, seed: int = 0,
+    widths: Widths | None = None,
+) -> PromptedClassifier:  # fmt: skip
+    """A network with `weights` behind a prompt; `head` and `widths` as in `build_network`."""
+    network = build_network(own.network, weights, head, seed, own.weights_key, widths)
     return around(own.network, network, prompt, own.normalisation)
 
 
@@ -54,6 +59,12 @@ def around(
     return PromptedClassifier(network, prompt, mean, std, row.head)
 
 
+def pruning_rule(config: Config, network: nn.Module) -> Rule:
+    """The rule by which --granularity turns the scores of this network's weights into masks."""
+    size = max(config.sizes.input, config.sizes.output * any(config.prompted))
+    return rule_of(config.method.granularity, partial(channels_of, network, size))
+
+
 def fitting_masks(
     name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -62,7 +73,7 @@ def fitting_masks(
     Raises ValueError or LookupError when its tensors or masks are those of another; for within
     `understood`.
     """
-    network = backbone(name).skeleton_of(tensors)
+    network = backbone(name, meta.get("widths")).skeleton_of(tensors)
     masks = masks_of(tensors, meta)
     require_fit(masks, prunable(network))
     return masks

@@ -10,8 +10,10 @@ from data import SPECS, Data, load_data
 from models.backbones import backbone, source_classes
 from models.fit import Build, require_fit, require_rest
 from program.given import given_outputs
+from program.model import pruning_rule
 from program.settings import Config, Typed, preset_values
 from pruning import METHODS
+from pruning.granularity import CHANNEL
 from pruning.masks import prunable
 from pruning.selection import require_room
 from utils.config import flatten
@@ -31,7 +33,7 @@ def plan(config: Config, typed: Typed) -> dict[str, Any]:
     check_fit(config)
     if config.method.epochs and (data := _data_here(config)):
         check_fit(config, data)
-    total, prompt = sum(_layer_sizes(config)), config.build_prompt()
+    total, prompt = _units(config), config.build_prompt()
     levels = [_level_plan(config, number, total) for number in range(len(config.levels))]
     return {
         "config": flatten(config), "origins": origins(config, typed), "levels": levels,
@@ -59,7 +61,7 @@ def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     passes = method.search_passes(epochs, len(views.search), before, density)
     passes += epochs * len(views.finetune) if config.finetunes else 0
     passes += epochs if config.method.post_prompt != "none" else 0
-    kept = count_at(density, total)
+    kept = count_at(density, total) if config.pattern is None else None  # short groups keep more
     return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
 
 
@@ -121,6 +123,13 @@ def check_fit(config: Config, data: Data | None = None) -> None:
                          "choose a --batch_size that leaves no such rest")
     if config.method.epochs:
         require_rest(name, build, sizes, rest // world())
+
+
+def _units(config: Config) -> int:
+    """How many weights, or channels, a density is a share of."""
+    if config.method.granularity != CHANNEL:
+        return sum(_layer_sizes(config))
+    return pruning_rule(config, _network(config, None)()).count
 
 
 def _layer_sizes(config: Config, data: Data | None = None) -> list[int]:

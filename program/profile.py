@@ -49,7 +49,7 @@ def profile(config: Config, typed: Typed) -> Row:
     total = {name: sum(row[name] for row in rows) for name in NUMBERS}
     sizes = {"plain": path.stat().st_size, "packed": len(small),
              "compressed": len(zlib.compress(path.read_bytes(), 9))}  # fmt: skip
-    times = latencies(model)
+    times = latencies({"": model})
     for what, numbers in (("all", total), ("bytes", sizes)):
         print(f"{what}: " + ", ".join(f"{name} {value:,}" for name, value in numbers.items()))
     for count, found in times.items():
@@ -79,20 +79,22 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
     return rows
 
 
-def latencies(model: Deployed) -> dict[str, dict[str, float]]:
-    """Milliseconds by the size of a batch and by what runs the network."""
-    runs: dict[str, Callable[[Tensor], Any]] = {"eager": model}
+def latencies(models: Mapping[str, Deployed]) -> dict[str, dict[str, float]]:
+    """Milliseconds by the size of a batch, and by the model's name and what runs it."""
+    runs: dict[str, Callable[[Tensor], Any]] = {f"{name}eager": m for name, m in models.items()}
     if has_onnx():
         with TemporaryDirectory() as folder:
-            runs["onnxruntime"] = as_onnx(model, (), Path(folder, "model.onnx"))
+            for name, model in models.items():
+                runs[f"{name}onnxruntime"] = as_onnx(model, (), Path(folder, "model.onnx"))
     found = {}
     for count in BATCHES:
-        images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
         here = dict(runs)
-        with suppress(Exception):  # no compiler, or a network that cannot be compiled
-            compiled = torch.compile(copy.deepcopy(model))
-            compiled(images)
-            here["compiled"] = compiled
+        for name, model in models.items():
+            images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
+            with suppress(Exception):  # no compiler, or a network that cannot be compiled
+                compiled = torch.compile(copy.deepcopy(model))
+                compiled(images)
+                here[f"{name}compiled"] = compiled
         found[str(count)] = medians(here, images)
     return found
 

@@ -13,6 +13,7 @@ from models.artifact import export, masks_of, restore
 from program.model import fitting_masks
 from program.settings import Config, model_flags
 from pruning import METHODS
+from pruning.granularity import CHANNEL, pattern_count
 from pruning.masks import Masks, kept_count, prunable, total_count
 from pruning.measure import Counts
 from pruning.method import Trained, eval_mode
@@ -180,11 +181,15 @@ def exported(
 def require_count(config: Config, density: float, masks: Masks) -> None:
     """Raises ValueError unless the masks keep exactly what the density asks for.
 
-    Masks from a file, and of a method whose count is not exact, keep what they keep; the real
-    density is told.
+    Masks from a file, of channels, and of a method whose count is not exact, keep what they keep;
+    the real density is told.
     """
     total, kept = total_count(masks), kept_count(masks)
     asked = count_at(density, total)
+    if config.pattern:
+        asked = sum(pattern_count(mask, *config.pattern) for mask in masks.values())
+    elif config.method.granularity == CHANNEL:
+        return
     given = config.method.init_mask or config.method.init_from
     if kept != asked and METHODS[config.method.prune_method].exact and not given:
         raise ValueError(f"density {density:g}: the mask keeps {kept} of {total} weights "

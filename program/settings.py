@@ -11,11 +11,12 @@ from data import SPECS, DataConfig
 from models import NetworkConfig
 from models.backbones import backbone, weights_file
 from models.hub import PREFIX, from_hub
-from program.flags import ADAM, SGD, PruneConfig, RunConfig
+from program.flags import ADAM, DENSITIES, SGD, PruneConfig, RunConfig
 from program.presets import VIT, paper_preset
 from program.recall import settings_in
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
+from pruning.granularity import WEIGHT, pattern_of
 from pruning.method import stage_views
 from utils.config import flags_of, flatten, nested, parse_flags, replace_flags
 from utils.errors import UsageError
@@ -116,8 +117,15 @@ class Config:
         only = METHODS[self.method.prune_method].only_density
         if only is not None:
             return (only,)
+        if pattern := self.pattern:
+            return (pattern[0] / pattern[1],)
         listed = self.method.density_list
         return listed[1:] if listed[0] == 1 and len(listed) > 1 else listed
+
+    @property
+    def pattern(self) -> tuple[int, int] | None:
+        """N and M of --granularity nm:N:M, else None."""
+        return pattern_of(self.method.granularity)
 
     def build_prompt(self) -> VisualPrompt | None:
         """A fresh prompt. Raises UsageError for sizes that do not fit one another."""
@@ -183,6 +191,7 @@ def check(config: Config) -> None:
     if method.min_layer_density > min(levels):
         raise UsageError(f"--min_layer_density {method.min_layer_density:g} is above density "
                          f"{min(levels):g}: no mask can keep so much of every layer")
+    check_granularity(config)
     if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
     if method.init_from == "" and method.init_mask is None:
@@ -192,6 +201,25 @@ def check(config: Config) -> None:
     named = weights_file(name, config.network.weights) is None
     if classes and named and config.run.evaluate is None:
         check_classes(backbone(name).source_classes, classes, method.label_mapping_mode)
+
+
+def check_granularity(config: Config) -> None:
+    """Raises UsageError when the method, or another flag, does not go with --granularity."""
+    method, name = config.method, config.method.granularity
+    kind, allowed = name.partition(":")[0], METHODS[method.prune_method].granularities
+    if kind not in allowed and kind != WEIGHT:
+        able = ", ".join(other for other, row in METHODS.items() if kind in row.granularities)
+        raise UsageError(f"--prune_method {method.prune_method} cannot prune with --granularity "
+                         f"{name}: {able} can")
+    if kind != WEIGHT and (method.init_mask or method.init_from):
+        raise UsageError(f"--granularity {name}: the masks of a file are what they are, "
+                         "leave it out")
+    if config.pattern and method.min_layer_density:
+        raise UsageError(f"--granularity {name} keeps the same share of every layer: leave "
+                         "--min_layer_density out")
+    if config.pattern and method.density_list not in (DENSITIES, config.levels):
+        raise UsageError(f"--granularity {name} has the density {config.levels[0]:g}: leave "
+                         "--density_list and --sparsity out")
 
 
 def check_classes(sources: int, classes: int, mapping: str) -> None:

@@ -1,4 +1,4 @@
-"""What is done with finished networks: measure, predict, export, pack, profile."""
+"""What is done with finished networks: measure, predict, export, pack, profile, compact."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ from safetensors.torch import save
 from data.layouts import is_image
 from data.picture import decode
 from models.deployed import load_pruned
+from program.compact import compact
 from program.evaluation import evaluate_checkpoint
 from program.export import export
 from program.profile import profile
@@ -28,7 +29,7 @@ Use = Callable[[Config, Typed], dict[str, Any]]
 def use(config: Config, typed: Typed) -> dict[str, Any] | None:
     """The RESULT values of what the flags ask for; None when they ask for a run."""
     uses: dict[str, Use] = {"evaluate": evaluate_checkpoint, "predict": predict, "export": export,
-                            "pack": packed, "profile": profile}  # fmt: skip
+                            "pack": packed, "profile": profile, "compact": compact}  # fmt: skip
     for name, work in uses.items():
         if getattr(config.run, name) is not None:
             return work(config, typed)

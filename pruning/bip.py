@@ -14,7 +14,8 @@ an iteration on the same gradients.
 import torch
 from torch import nn
 
-from pruning.masks import Masks
+from pruning.granularity import PATTERN, WEIGHT, Rule
+from pruning.masks import Masks, keep_top
 from pruning.method import Method, Search
 from pruning.scores import LearnedScores
 from pruning.stage import CLEAN, OTHER, PROMPTED, Group
@@ -26,8 +27,10 @@ INVERSE_GAMMA = 1e-4  # the original's learning rate of the implicit term
 class BilevelScores(LearnedScores):
     """Learned scores over dense weights that move too."""
 
-    def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
-        super().__init__(network, density, floor)
+    def __init__(
+        self, network: nn.Module, density: float, floor: float = 0.0, rule: Rule = keep_top
+    ) -> None:
+        super().__init__(network, density, floor, rule)
         self.theta = nn.Parameter(self.dense)  # the same memory: `renew` sees every step
 
     @torch.no_grad()
@@ -54,7 +57,7 @@ class BilevelScores(LearnedScores):
 def find_masks(search: Search) -> Masks:
     """The masks at the end; the network keeps the weights that were trained under them."""
     network = search.model.network
-    learned = BilevelScores(network, search.density, search.floor)
+    learned = BilevelScores(network, search.density, search.floor, search.rule)
     masked = {id(weight) for weight in learned.weights.values()}
     others = tuple(p for p in network.parameters() if id(p) not in masked)
     groups = (  # the prompt has a gradient in the upper half only, which shows it
@@ -74,6 +77,7 @@ BIP = Method(
     find_masks,
     finetunes=False,
     learns=True,
+    granularities=(WEIGHT, PATTERN),
     search_passes=search_passes,
     curve=("#56B4E9", "^"),
 )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.granularity import PATTERN, WEIGHT
 from pruning.masks import Scores, prunable
 from pruning.method import Method, Search, eval_mode, gradients_of, no_phase, one_shot
 from utils.seed import key_seed
@@ -97,4 +98,9 @@ def _loss(search: Search, number: int, images: Tensor, labels: Tensor, share: fl
     return share * F.cross_entropy(logits / TEMPERATURE, labels)
 
 
-GRASP = Method(one_shot(scores), search_passes=no_phase, curve=("#44AA99", "P"))
+GRASP = Method(  # its scores have signs, which do not add up to one of a channel
+    one_shot(scores),
+    granularities=(WEIGHT, PATTERN),
+    search_passes=no_phase,
+    curve=("#44AA99", "P"),
+)

@@ -8,7 +8,8 @@ authors' lists of densities are such rounds, with a few that remove more than a 
 """
 
 from pruning.dense import dense_phase, prunable_weights, train_and_rewind, weight_stage
-from pruning.masks import MaskKeeper, Masks, Scores, all_kept, keep_top
+from pruning.granularity import PATTERN, WEIGHT
+from pruning.masks import MaskKeeper, Masks, Scores, all_kept
 from pruning.method import Method, Search, Trained
 
 KEPT_PER_ROUND = 0.8  # Frankle and Carbin, section 2: 20 % go in each round
@@ -25,7 +26,7 @@ def find_masks(search: Search) -> Masks:
     masks, weights = before.masks, before.weights
     steps = rounds(before.density, search.density)
     for step in steps:
-        masks = keep_top(alive_magnitudes(dense, weights, masks), step, search.floor)
+        masks = search.keep(alive_magnitudes(dense, weights, masks), step)
         if step != steps[-1]:
             weights = train_round(search, masks, step)
     return search.use(masks)
@@ -66,4 +67,10 @@ def search_passes(epochs: int, updates: int, before: float, density: float) -> i
     return epochs * updates * len(rounds(before, density))
 
 
-LTH = Method(find_masks, chained=True, search_passes=search_passes, curve=("#117733", "D"))
+LTH = Method(
+    find_masks,
+    chained=True,
+    granularities=(WEIGHT, PATTERN),
+    search_passes=search_passes,
+    curve=("#117733", "D"),
+)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pruning.granularity import WEIGHT, Rule
 from pruning.masks import Masks, Scores, apply_masks, keep_top
 from pruning.measure import Counts
 from pruning.stage import CLEAN, PROMPTED, Group, Log, nothing
@@ -77,6 +78,7 @@ class Search:
     previous: Callable[[], "Trained | None"] = nothing  # the level before, fine-tuned
     once: Callable[[str, Masks, Callable[[], Tensors], Tensors], Tensors] = make_anew
     floor: float = 0.0  # no layer's density falls below it
+    rule: Rule = keep_top  # what is pruned together
     tested: Callable[[Counts | None], None] = nothing  # told the counts that training ended with
 
     def prompt_groups(self) -> tuple[Group, ...]:
@@ -87,6 +89,10 @@ class Search:
         """Whole batches for scoring, from the first view of the search, drawn for this purpose."""
         view = self.data.prompted if self.prompted else self.data.clean
         return iter(view.whole().batches(*self.log.key, purpose))
+
+    def keep(self, scores: Scores, density: float | None = None) -> Masks:
+        """The masks of the highest scores, at the density of the search or another one."""
+        return self.rule(scores, density or self.density, self.floor)
 
     def use(self, masks: Masks) -> Masks:
         """Mask the network, map the labels with it, and return the masks."""
@@ -130,7 +136,7 @@ def one_shot(score: Callable[[Search], Scores]) -> Callable[[Search], Masks]:
     """A method that scores the dense network once and keeps the highest scores."""
 
     def find_masks(search: Search) -> Masks:
-        return search.use(keep_top(score(search), search.density, search.floor))
+        return search.use(search.keep(score(search)))
 
     return find_masks
 
@@ -170,5 +176,6 @@ class Method:
     search_passes: Callable[[int, int, float, float], int] = one_phase
     chained: bool = False  # each level goes on from the one before: densities must fall
     learns: bool = False  # the search trains under a mask from its first step: norms move in it
+    granularities: tuple[str, ...] = (WEIGHT,)  # what it can prune together
     exact: bool = True  # its masks have the very count that the density asks for
     curve: tuple[str, str] | None = None  # colour and marker in the report's pictures

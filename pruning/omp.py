@@ -5,6 +5,7 @@ weights and BatchNorm go back to the pre-trained checkpoint before fine-tuning.
 """
 
 from pruning.dense import dense_phase
+from pruning.granularity import KINDS
 from pruning.masks import Scores
 from pruning.method import Method, Search, one_shot
 
@@ -14,4 +15,4 @@ def scores(search: Search) -> Scores:
     return {name: weight.abs() for name, weight in dense_phase(search).items()}
 
 
-OMP = Method(one_shot(scores), curve=("#E69F00", "v"))
+OMP = Method(one_shot(scores), granularities=KINDS, curve=("#E69F00", "v"))

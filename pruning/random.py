@@ -6,6 +6,7 @@ d, so that theirs is right in expectation only.
 
 import torch
 
+from pruning.granularity import KINDS
 from pruning.masks import Scores, prunable
 from pruning.method import Method, Search, no_phase, one_shot
 from utils.seed import generator
@@ -21,4 +22,6 @@ def scores(search: Search) -> Scores:
     }
 
 
-RANDOM = Method(one_shot(scores), search_passes=no_phase, curve=("#888888", ">"))
+RANDOM = Method(
+    one_shot(scores), granularities=KINDS, search_passes=no_phase, curve=("#888888", ">")
+)

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, in_shapes, prunable
+from pruning.granularity import ChannelRule, Rule
+from pruning.masks import Masks, apply_masks, in_shapes, keep_top, prunable
 from pruning.method import Search
 from pruning.selection import TrackedThreshold, lift_best, require_finite, select_top
 from pruning.stage import Group, Stage
@@ -30,7 +31,11 @@ def learn_masks(search: Search) -> Masks:
     Dense weights, biases and BatchNorm's affine parameters are not trained: the network holds
     dense * mask, and BatchNorm's running statistics move, as in the authors' runs.
     """
-    learned = LearnedScores(search.model.network, search.density, search.floor)
+    network, rule = search.model.network, search.rule
+    if isinstance(rule, ChannelRule):
+        learned = ChannelScores(network, search.density, search.floor, rule)
+    else:
+        learned = LearnedScores(network, search.density, search.floor, rule)
     return learned.train(search, (learned.group(search.score_optim),), search.views)
 
 
@@ -51,12 +56,14 @@ class LearnedScores:
     are views of the last, so that a step is a few passes over memory that is allocated once.
     """
 
-    def __init__(self, network: nn.Module, density: float, floor: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, density: float, floor: float = 0.0, rule: Rule = keep_top
+    ) -> None:
         """Changes `network`: its weights are masked by the initial scores at once.
 
         No weight tensor's density falls below `floor`.
         """
-        self.density, self.floor = density, floor
+        self.density, self.floor, self.rule = density, floor, rule
         self.weights = prunable(network)
         self._sizes = [weight.numel() for weight in self.weights.values()]
         weights = [weight.detach() for weight in self.weights.values()]
@@ -110,7 +117,7 @@ class LearnedScores:
 
         The threshold is exact: remembering the last ones saves time and changes no mask.
         """
-        if self.floor or self.flat_scores.device.type != "cpu":
+        if self.floor or self.rule is not keep_top or self.flat_scores.device.type != "cpu":
             # no product, which is -0.0 where a weight is negative
             torch.where(self.keep(), values, values.new_zeros(()), out=out)
             return
@@ -121,7 +128,11 @@ class LearnedScores:
 
     def keep(self) -> Tensor:
         """Select the mask of the present scores, bool (N,): exactly as many as the density asks."""
-        return select_top(lift_best(self.flat_scores.abs(), self._sizes, self.floor), self.density)
+        sizes = self.flat_scores.abs()
+        if self.rule is not keep_top:
+            masks = self.rule(self.parts(sizes), self.density, self.floor)
+            return torch.cat([mask.flatten() for mask in masks.values()])
+        return select_top(lift_best(sizes, self._sizes, self.floor), self.density)
 
     def masks(self) -> Masks:
         """The masks of the present scores, by parameter name."""
@@ -146,4 +157,61 @@ class LearnedScores:
         search.tested(run_stage(search.model, stage, search.data, search.log))
         for weight in self.weights.values():
             weight.data = weight.data.clone()
-        return self.masks()
+        masks = self.masks()
+        apply_masks(search.model.network, masks)  # the filters of channels that nothing reads, too
+        return masks
+
+
+class ChannelScores(LearnedScores):
+    """A score for each channel; a channel is pruned where it is read.
+
+    Its filters stay as they are until the search ends, which changes no output, so that a pruned
+    channel goes on to tell by its gradient whether it should come back. The authors mask filters
+    and BatchNorm too, after which no gradient comes (METHODS 5.5).
+    """
+
+    def __init__(self, network: nn.Module, density: float, floor: float, rule: ChannelRule) -> None:
+        """Changes `network`: its weights are masked by the initial scores at once."""
+        self.density, self.floor, self.rule = density, floor, rule
+        self.all_weights = prunable(network)
+        start = {n: initial_score(w.detach()).abs() for n, w in self.all_weights.items()}
+        self.flat_scores = rule.pooled(start)
+        self.scores = {"channels": nn.Parameter(self.flat_scores)}
+        members, device = rule.channels.members, self.flat_scores.device
+        self._columns = {name: rule.number[members[name, 1]].to(device)
+                         for name in self.all_weights if (name, 1) in members}  # fmt: skip
+        self.weights = {name: self.all_weights[name] for name in self._columns}
+        self._dense_parts = {name: w.detach().clone() for name, w in self.weights.items()}
+        require_finite(self.flat_scores)
+        self.renew()
+
+    @torch.no_grad()
+    def gradients(self, half: int = 0) -> None:
+        """Straight through the gate of a channel: dL/dscore = sum of dL/dw_eff * w * sign(score),
+        over the columns that read it."""
+        (score,) = self.scores.values()
+        gathered = score.new_zeros(len(score) + 1)
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                grad = weight.grad.mul_(self._dense_parts[name]).movedim(1, 0).flatten(1).sum(1)
+                gathered.index_add_(0, self._columns[name], grad)
+                weight.grad = None
+        score.grad = gathered[:-1] * score.sign()
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Write the columns of kept channels into the network, zeros for the others."""
+        kept = self.keep()
+        stays = torch.cat([kept, kept.new_ones(1)])
+        for name, weight in self.weights.items():
+            columns = stays[self._columns[name]].view(1, -1, *[1] * (weight.ndim - 2))
+            dense = self._dense_parts[name]
+            torch.where(columns, dense, dense.new_zeros(()), out=weight.data)
+
+    def keep(self) -> Tensor:
+        """Select the channels of the present scores, bool (P,)."""
+        return self.rule.select(self.flat_scores.abs(), self.density, self.floor)
+
+    def masks(self) -> Masks:
+        """The masks of the present scores, of filters and columns, by parameter name."""
+        return self.rule.masks(self.keep(), self.all_weights)

@@ -8,6 +8,7 @@ its published numbers carry that; it also leaves an emptied layer its highest we
 import torch
 import torch.nn.functional as F
 
+from pruning.granularity import KINDS
 from pruning.masks import Scores, prunable
 from pruning.method import Method, Search, eval_mode, gradients_of, no_phase, one_shot
 from utils.seed import key_seed
@@ -26,4 +27,6 @@ def scores(search: Search) -> Scores:
     return {name: (weight.detach() * grad).abs() for (name, weight), grad in pairs}
 
 
-SNIP = Method(one_shot(scores), search_passes=no_phase, curve=("#CC6677", "X"))
+SNIP = Method(
+    one_shot(scores), granularities=KINDS, search_passes=no_phase, curve=("#CC6677", "X")
+)

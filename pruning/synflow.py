@@ -6,11 +6,13 @@ whose saturation would zero every gradient of a MobileNetV2.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
+from pruning.granularity import PATTERN, WEIGHT
+from pruning.masks import Masks, Scores, all_kept, apply_masks, prunable
 from pruning.method import Method, Search, gradients_of, no_phase
 from utils.errors import note
 
@@ -24,13 +26,16 @@ def find_masks(search: Search) -> Masks:
     if any(isinstance(module, nn.LayerNorm) for module in network.modules()):
         note("SynFlow's scores are conserved from layer to layer in networks of convolutions, "
              "BatchNorm and ReLU; LayerNorm and attention do not keep them")
-    return search.use(synflow_masks(network, search.density, size, search.floor))
+    return search.use(synflow_masks(network, search.density, size, search.keep))
 
 
-def synflow_masks(network: nn.Module, density: float, size: int, floor: float = 0.0) -> Masks:
+def synflow_masks(
+    network: nn.Module, density: float, size: int, keep: Callable[[Scores, float], Masks]
+) -> Masks:
     """The masks after rounds of density d^(t/100), t = 1..100, for one image of ones.
 
-    `size` is its side in pixels, `floor` the least density of a layer. `network` stays as it is.
+    `size` is its side in pixels, `keep` makes masks of scores at a density. `network` stays as it
+    is.
     """
     device = next(network.parameters()).device
     positive = positive_copy(network, "cpu" if device.type == "mps" else device)  # no doubles there
@@ -41,7 +46,7 @@ def synflow_masks(network: nn.Module, density: float, size: int, floor: float = 
         scores = path_scores(positive, ones)
         # The pruned ones score 0 like dead paths do: below that, they cannot come back.
         alive = {name: torch.where(masks[name], scores[name], below[name]) for name in masks}
-        masks = keep_top(alive, density ** (step / ROUNDS), floor)
+        masks = keep(alive, density ** (step / ROUNDS))
         apply_masks(positive, masks)
     return {name: mask.to(device) for name, mask in masks.items()}
 
@@ -72,4 +77,9 @@ def _below_zero(mask: Tensor) -> Tensor:
     return torch.linspace(-2, -1, mask.numel(), device=mask.device).view(mask.shape)
 
 
-SYNFLOW = Method(find_masks, search_passes=no_phase, curve=("#999933", "<"))
+SYNFLOW = Method(
+    find_masks,
+    granularities=(WEIGHT, PATTERN),
+    search_passes=no_phase,
+    curve=("#999933", "<"),
+)

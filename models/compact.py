@@ -1,0 +1,108 @@
+"""Dead channels removed: those that nothing reads, and those that are always the same.
+
+What a layer reads of a channel that is always the same goes into its bias. Where the layer pads
+its images with zeros a bias would be wrong at the border: there one such channel stays and stands
+for all of them.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.channels import Channels, Reader, channels_of
+from models.widths import widths_of, with_widths
+
+MOST_ROUNDS = 20  # a channel may be dead only once others are gone
+
+
+@torch.no_grad()
+def compacted(network: nn.Module, size: int) -> nn.Module:
+    """A copy of a network without its dead channels, in eval mode, with the same outputs.
+
+    `size` is that of its images, in pixels. A network where nothing is dead is copied as it is.
+    """
+    network = copy.deepcopy(network).eval()
+    for _ in range(MOST_ROUNDS):
+        state = network.state_dict()
+        smaller = _without(state, channels_of(network, size))
+        widths = widths_of(state, smaller)
+        if not widths:
+            break
+        with_widths(network, widths).load_state_dict(smaller)
+    return network
+
+
+def _without(state: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+    """A state dict without the dead channels."""
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    dead = dead_channels(state, channels)
+    for reader in channels.readers:
+        if reader.padded:
+            dead[_stand_in(state[reader.weight], reader, dead)] = False
+    _keep_one(channels, dead)
+    members = dict(channels.members)
+    for reader in channels.readers:
+        if bias := _fold(state, reader, dead):
+            members[bias, 0] = members[reader.weight, 0]
+    for (name, axis), numbers in members.items():
+        kept = (~dead[numbers]).nonzero()[:, 0]
+        state[name] = state[name].index_select(axis, kept)
+    return state
+
+
+def dead_channels(state: Mapping[str, Tensor], channels: Channels) -> Tensor:
+    """The channels that can be removed, bool (N,): each reader reads nothing or a steady value."""
+    alive = channels.held.clone()
+    for reader in channels.readers:
+        alive[reader.slots[_read(state[reader.weight]) & ~reader.steady]] = True
+    return ~alive
+
+
+def _read(weight: Tensor) -> Tensor:
+    """The columns of a weight (out, in, ...) that are not wholly zero, (in,)."""
+    return (weight != 0).movedim(1, 0).flatten(1).any(1)
+
+
+def _constants(weight: Tensor, reader: Reader, dead: Tensor) -> Tensor:
+    """The places of columns that read a dead channel, and there a value that is not zero."""
+    return (dead[reader.slots] & _read(weight) & (reader.value != 0)).nonzero()[:, 0]
+
+
+def _stand_in(weight: Tensor, reader: Reader, dead: Tensor) -> Tensor:
+    """The channel that is to stand for all constant ones that a layer reads, (1,) or (0,)."""
+    places = _constants(weight, reader, dead)
+    largest = reader.value[places].abs().argsort(descending=True)[:1]
+    return reader.slots[places[largest]]
+
+
+def _keep_one(channels: Channels, dead: Tensor) -> None:
+    """Let no layer be without a channel."""
+    for numbers in channels.members.values():
+        if dead[numbers].all():
+            dead[numbers[0]] = False
+
+
+def _fold(state: dict[str, Tensor], reader: Reader, dead: Tensor) -> str | None:
+    """Put what a layer reads of dead channels into its bias, or into the channel that stands.
+
+    Returns the name of the bias if it was changed.
+    """
+    weight = state[reader.weight]
+    gone = _constants(weight, reader, dead)
+    if not len(gone):
+        return None
+    parts = weight[:, gone].double()
+    shape = (1, -1, *[1] * (weight.ndim - 2))
+    if reader.padded:
+        stay = reader.steady & ~dead[reader.slots] & (reader.value != 0)
+        here = reader.value.abs().where(stay, 0.0).argmax()
+        shares = (reader.value[gone].double() / reader.value[here].double()).view(shape)
+        weight[:, here] += (parts * shares).sum(1).to(weight.dtype)
+        return None
+    added = (parts * reader.value[gone].double().view(shape)).flatten(1).sum(1)
+    name = f"{reader.weight.removesuffix('weight')}bias"
+    bias = state.get(name, weight.new_zeros(len(weight)))
+    state[name] = (bias.double() + added).to(weight.dtype)
+    return name
