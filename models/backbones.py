@@ -118,17 +118,17 @@ def backbone(name: str, widths: Widths | None = None) -> Backbone:
     return row.narrowed(widths) if widths else row
 
 
-def widths_in(name: str, weights: str) -> Widths:
-    """The widths of the network in a file of ours; of other weights none: they are its own."""
-    path = weights_file(name, weights)
-    if path is None or not path.is_file() or not has_meta(path):
-        return {}
-    return read_meta(path).get("widths", {})
-
-
 def runs_code(name: str) -> bool:
     """Whether a network is made by code of the user's own."""
     return ":" in name and name.partition(":")[0] not in FAMILIES
+
+
+def own_row(own: NetworkConfig) -> Backbone:
+    """The row of a run's network, as wide as its weights are if they are a file of ours."""
+    path = weights_file(own.network, own.weights)
+    known = path is not None and path.is_file()
+    _, widths = read_weights(own.network, own.weights, own.weights_key) if known else ({}, {})
+    return backbone(own.network, widths)
 
 
 def build_network(
@@ -146,9 +146,9 @@ def build_network(
     does not have, VPNsError for weights that are out of reach or do not fit.
     """
     weights = backbone(name).weights if weights is None else weights
-    state = load_weights(name, weights, key)
-    widths = widths or widths_in(name, weights)
-    return network_of(name, state, f"the weights {weights}", classes, seed, widths)
+    state, known = read_weights(name, weights, key)
+    called = f"the weights {weights}"
+    return network_of(name, state, called, classes, seed, widths or known)
 
 
 def source_classes(name: str, weights: str, key: str | None = None) -> int:
@@ -157,7 +157,7 @@ def source_classes(name: str, weights: str, key: str | None = None) -> int:
     A file of them is read, if it is there.
     """
     path = weights_file(name, weights)
-    state = load_weights(name, weights, key) if path and path.is_file() else {}
+    state = read_weights(name, weights, key)[0] if path and path.is_file() else {}
     return backbone(name).outputs_of(state)
 
 
@@ -195,21 +195,35 @@ def _nearest(name: str, state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def load_weights(name: str, weights: str, key: str | None = None) -> dict[str, Tensor] | None:
-    """The state dict that `weights` stands for, read once for all levels; None for `none`."""
+def read_weights(
+    name: str, weights: str, key: str | None = None
+) -> tuple[dict[str, Tensor] | None, Widths]:
+    """The state dict that `weights` stands for, None for `none`, and the widths that it says.
+
+    They are read once for all levels.
+    """
     path = weights_file(name, weights)
     stamp = path and path.exists() and (path.stat().st_mtime_ns, path.stat().st_size)
     return _load(name, weights, key, stamp)
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, weights: str, key: str | None, stamp: Any) -> dict[str, Tensor] | None:
-    """See `load_weights`; `stamp` is of the file that it is now."""
+def _load(
+    name: str, weights: str, key: str | None, stamp: Any
+) -> tuple[dict[str, Tensor] | None, Widths]:
+    """See `read_weights`; `stamp` is of the file that it is now."""
+    path = weights_file(name, weights)
+    if path is None:
+        return _known_state(backbone(name), weights), {}
+    content = read_tensors(path)
+    widths = read_meta(path).get("widths", {}) if has_meta(path) else {}
+    return own_state(path, content, backbone(name, widths), key), widths
+
+
+def _known_state(row: Backbone, weights: str) -> dict[str, Tensor] | None:
+    """The state dict of a network's own weights, None for `none`."""
     if weights == "none":
         return None
-    path, row = weights_file(name, weights), backbone(name, widths_in(name, weights))
-    if path is not None:
-        return own_state(path, read_tensors(path), row, key)
     if row.source.startswith("timm:"):
         return timm_state(row.source.removeprefix("timm:"))
     if row.source.endswith(SUFFIXES):

@@ -60,6 +60,8 @@ class Backbone:
         heads = (self.head, *self.other_heads)
 
         def build(classes: int) -> nn.Module:
+            if not isinstance(widths, dict) or not all(map(_is_list, widths.values())):
+                raise ValueError("widths that are no shapes")
             shapes = dict(widths)
             for name in shapes.keys() & {f"{head}.{kind}" for head in heads for kind in KINDS}:
                 shapes[name] = [classes, *shapes[name][1:]]
@@ -99,3 +101,7 @@ class Backbone:
         if problem := misfit(network.state_dict(), state):
             raise ValueError(problem)
         return network
+
+
+def _is_list(shape: object) -> bool:
+    return isinstance(shape, list) and bool(shape)

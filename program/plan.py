@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data import SPECS, Data, load_data
-from models.backbones import backbone, source_classes
+from models.backbones import own_row, source_classes
 from models.fit import Build, require_fit, require_rest
 from program.given import given_outputs
 from program.model import pruning_rule
@@ -134,13 +134,13 @@ def _units(config: Config) -> int:
 
 def _layer_sizes(config: Config, data: Data | None = None) -> list[int]:
     """Sizes of the prunable weights."""
-    row = backbone(config.network.network)
+    row = own_row(config.network)
     return [weight.numel() for weight in prunable(row.skeleton(_outputs(config, data))).values()]
 
 
 def _network(config: Config, data: Data | None) -> Build:
     """Builds the network of a level."""
-    return partial(backbone(config.network.network).build, _outputs(config, data))
+    return partial(own_row(config.network).build, _outputs(config, data))
 
 
 def _outputs(config: Config, data: Data | None) -> int:

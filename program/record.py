@@ -10,6 +10,8 @@ from torch import Tensor
 from models import PromptedClassifier
 from models.arithmetic import effective, multiply_adds
 from models.artifact import export, masks_of, restore
+from models.backbones import backbone
+from models.widths import widths_of
 from program.model import fitting_masks
 from program.settings import Config, model_flags
 from pruning import METHODS
@@ -170,6 +172,9 @@ def exported(
         if wrong:
             raise VPNsError(f"density {level.density:g}: {name} does not follow its mask in "
                             f"{wrong} places, the model is not saved: a bug")
+    row = backbone(config.network.network)
+    if widths := widths_of(row.skeleton(model.sources).state_dict(), tensors):
+        numbers["widths"] = widths
     return tensors, meta | {
         "network": config.network.network, "dataset": config.data.dataset,
         "density": level.density, "sizes": vars(config.sizes),

@@ -34,7 +34,7 @@ class Breakdown:
         self.pairs += pairs.view(classes, classes)
         found = (chances.topk(min(NEAR, classes)).indices == labels[:, None]).any(1)
         self.near += labels[found].bincount(minlength=classes)
-        place = (sure * BINS).long().clamp(max=BINS - 1)
+        place = (sure * BINS).long().clamp(0, BINS - 1)  # a chance that is NaN, too
         for row, weights in enumerate((torch.ones_like(sure), sure, said == labels)):
             self.bins[row] += place.bincount(weights.double(), minlength=BINS)
 
