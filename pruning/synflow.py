@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pruning.granularity import PATTERN, WEIGHT
-from pruning.masks import Masks, Scores, all_kept, apply_masks, prunable
+from pruning.masks import Masks, Scores, all_kept, apply_masks, keep_top, prunable
 from pruning.method import Method, Search, gradients_of, no_phase
 from utils.errors import note
 
+Keep = Callable[[Scores, float], Masks]
 ROUNDS = 100  # SynFlow, section 6
 
 
@@ -30,7 +31,7 @@ def find_masks(search: Search) -> Masks:
 
 
 def synflow_masks(
-    network: nn.Module, density: float, size: int, keep: Callable[[Scores, float], Masks]
+    network: nn.Module, density: float, size: int, keep: Keep = keep_top
 ) -> Masks:
     """The masks after rounds of density d^(t/100), t = 1..100, for one image of ones.
 

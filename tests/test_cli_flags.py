@@ -27,6 +27,7 @@ FROZEN = {
     "prompt_method", "output_size", "pad_size", "mask_size",
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",
     "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step", "min_layer_density",
+    "granularity", "compact",
     *(f"{group}_{leaf}" for group in ("weight", "weight_vp", "score", "score_vp")
       for leaf in ("optimizer", "lr", "weight_decay", "scheduler")),
 }  # fmt: skip
@@ -204,7 +205,7 @@ OTHER = {
     "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
     "amp": "bf16", "deterministic": "off", "cuda_graphs": "off", "test_fraction": "0.3",
     "normalisation": "half", "schedule_by": "step", "label_smoothing": "0.1",
-    "augment": "rand",
+    "augment": "rand", "granularity": "channel",
 }  # fmt: skip
 
 

@@ -24,11 +24,11 @@ from searches import (
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pruning import grasp, synflow
+from pruning import grasp
 from pruning.bip import INVERSE_GAMMA, LOWER, UPPER, BilevelScores
 from pruning.grasp import balanced_set, halves_in_batches, hessian_gradient
 from pruning.lth import alive_magnitudes, rounds
-from pruning.masks import Masks, kept_count, layer_densities
+from pruning.masks import Masks, keep_top, kept_count, layer_densities
 from pruning.method import Trained
 from pruning.random import scores as random_scores
 from pruning.snip import scores as snip_scores
@@ -336,16 +336,14 @@ def test_synflow_prunes_in_a_hundred_rounds() -> None:
     assert torch.equal(flat(synflow_masks(network, 0.2, 1)), hundred)
 
 
-def test_synflow_lowers_the_density_exponentially(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synflow_lowers_the_density_exponentially() -> None:
     densities = []
 
-    def noted(scores: dict[str, Tensor], density: float, floor: float) -> Masks:
+    def noted(scores: dict[str, Tensor], density: float) -> Masks:
         densities.append(density)
-        return keep_top(scores, density, floor)
+        return keep_top(scores, density)
 
-    keep_top = synflow.keep_top
-    monkeypatch.setattr(synflow, "keep_top", noted)
-    synflow_masks(chain(3, 6, 4), 0.07, 1)
+    synflow_masks(chain(3, 6, 4), 0.07, 1, noted)
     assert densities == pytest.approx([0.07 ** (step / 100) for step in range(1, 101)])
     assert densities[-1] == 0.07
 
@@ -359,17 +357,15 @@ def test_synflow_does_not_empty_a_layer_that_one_round_would() -> None:
     assert all(mask.any() for mask in masks.values())
 
 
-def test_synflow_never_brings_a_pruned_weight_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synflow_never_brings_a_pruned_weight_back() -> None:
     alive: list[Tensor] = []
 
-    def noted(scores: dict[str, Tensor], density: float, floor: float) -> Masks:
-        masks = keep_top(scores, density, floor)
+    def noted(scores: dict[str, Tensor], density: float) -> Masks:
+        masks = keep_top(scores, density)
         alive.append(flat(masks))
         return masks
 
-    keep_top = synflow.keep_top
-    monkeypatch.setattr(synflow, "keep_top", noted)
-    synflow_masks(chain(3, 6, 4), 0.05, 1)
+    synflow_masks(chain(3, 6, 4), 0.05, 1, noted)
     assert len(alive) == 100
     assert not any((after & ~before).any() for before, after in zip(alive, alive[1:], strict=False))
 

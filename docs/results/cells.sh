@@ -17,5 +17,5 @@ queue() {
 
 run_queue() {
     printf '%s\n' "${cells[@]}" |
-        xargs -P "${JOBS:-$(nproc)}" -I{} sh -c "\"$PYTHON\" {} > /dev/null || { echo 'failed: {}'; exit 1; }"
+        xargs -P "${JOBS:-$(nproc --all)}" -I{} sh -c "\"$PYTHON\" {} > /dev/null || { echo 'failed: {}'; exit 1; }"
 }
