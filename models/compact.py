@@ -18,15 +18,16 @@ MOST_ROUNDS = 20  # a channel may be dead only once others are gone
 
 
 @torch.no_grad()
-def compacted(network: nn.Module, size: int) -> nn.Module:
+def compacted(network: nn.Module, size: int, constants: bool = True) -> nn.Module:
     """A copy of a network without its dead channels, in eval mode, with the same outputs.
 
     `size` is that of its images, in pixels. A network where nothing is dead is copied as it is.
+    Without `constants` only what nothing reads, or what is always zero, is removed.
     """
     network = copy.deepcopy(network).eval()
     for _ in range(MOST_ROUNDS):
         state = network.state_dict()
-        smaller = _without(state, channels_of(network, size))
+        smaller = _without(state, channels_of(network, size), constants)
         widths = widths_of(state, smaller)
         if not widths:
             break
@@ -34,10 +35,12 @@ def compacted(network: nn.Module, size: int) -> nn.Module:
     return network
 
 
-def _without(state: Mapping[str, Tensor], channels: Channels) -> dict[str, Tensor]:
+def _without(
+    state: Mapping[str, Tensor], channels: Channels, constants: bool
+) -> dict[str, Tensor]:
     """A state dict without the dead channels."""
     state = {name: tensor.clone() for name, tensor in state.items()}
-    dead = dead_channels(state, channels)
+    dead = _dead(state, channels, constants)
     for reader in channels.readers:
         if reader.padded:
             dead[_stand_in(state[reader.weight], reader, dead)] = False
@@ -52,11 +55,12 @@ def _without(state: Mapping[str, Tensor], channels: Channels) -> dict[str, Tenso
     return state
 
 
-def dead_channels(state: Mapping[str, Tensor], channels: Channels) -> Tensor:
+def _dead(state: Mapping[str, Tensor], channels: Channels, constants: bool) -> Tensor:
     """The channels that can be removed, bool (N,): each reader reads nothing or a steady value."""
     alive = channels.held.clone()
     for reader in channels.readers:
-        alive[reader.slots[_read(state[reader.weight]) & ~reader.steady]] = True
+        steady = reader.steady if constants else reader.steady & (reader.value == 0)
+        alive[reader.slots[_read(state[reader.weight]) & ~steady]] = True
     return ~alive
 
 

@@ -1,12 +1,13 @@
 """`--compact`: a finished network without its dead channels, smaller and not only sparser."""
 
-import platform
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import PromptedClassifier
 from models.artifact import masks_of
@@ -15,12 +16,13 @@ from models.compact import compacted
 from models.deployed import Deployed, deployed
 from models.widths import widths_of
 from program.checkpoints import read_checkpoint
-from program.export import own_outputs, test_images, told, written
+from program.export import own_outputs, target_folder, test_images, told, written
 from program.profile import latencies, layers
 from program.settings import Config, Typed, named
+from runfolder.surroundings import environment
 from utils.checkpoint import load_model, save_model
 from utils.config import flatten
-from utils.errors import UsageError, VPNsError, message_of
+from utils.errors import VPNsError, message_of
 from utils.files import write_json
 
 MODEL, PROOF = "model.safetensors", "compact.json"
@@ -37,49 +39,63 @@ def compact(config: Config, typed: Typed) -> dict[str, Any]:
     RESULT values. Raises UsageError without a folder, VPNsError for a network that torch.export
     does not understand.
     """
-    run = config.run
-    if run.to is None:
-        raise UsageError("--compact needs a folder: give it with --to")
-    source, target = Path(run.compact), Path(run.to) / MODEL
-    content = load_model(source)
-    dense, names = deployed(source, *content, run.clean, named(config, typed))
-    tensors, meta = own_outputs(*content)
-    own, _ = deployed(source, tensors, meta, run.clean, named(config, typed))
-    try:
-        network = compacted(own.network, own.size)
-    except Exception as error:  # torch.export has many
-        raise VPNsError(f"{source} cannot be compacted: {message_of(error)[:300]}") from error
-    smaller = dict(network.state_dict())
-    expected = backbone(meta["network"]).skeleton(len(names)).state_dict()
-    meta |= {"kept_zeros": {}, "widths": widths_of(expected, smaller)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_model(target, smaller, meta)
-    small, _ = deployed(target, smaller, meta, run.clean, named(config, typed))
+    source, folder = Path(config.run.compact), target_folder(config.run, config.run.compact)
+    content, own = load_model(source), named(config, typed)
+    before, names = deployed(source, *content, config.run.clean, own)
     chosen = {name: value for name, value in flatten(config).items() if name in typed}
-    before, after = (read_checkpoint(path, chosen) for path in (source, target))
-    found = differences(before.model, after.model, {**before.flags, **chosen}, own.size)
-    if max(found.values()) > CLOSE:
-        raise VPNsError(f"{target} differs by {found} from {source}: a bug")
-    pairs = zip(costs(dense, *content).items(), costs(small, smaller, meta).values(), strict=True)
+    checkpoint = read_checkpoint(source, chosen)
+    flags = {**checkpoint.flags, **chosen}
+    tensors, meta = own_outputs(*content)
+    network, found = smaller(source, deployed(source, tensors, meta, True, own)[0],
+                             partial(differences, checkpoint.model, flags))  # fmt: skip
+    tensors = dict(network.state_dict())
+    expected = backbone(meta["network"]).skeleton(len(names)).state_dict()
+    meta |= {"kept_zeros": {}, "widths": widths_of(expected, tensors)}
+    after, _ = deployed(folder / MODEL, tensors, meta, config.run.clean, own)
+    pairs = zip(costs(before, *content).items(), costs(after, tensors, meta).values(), strict=True)
     won = {name: [was, now] for (name, was), now in pairs}
     for name, (was, now) in won.items():
         print(f"{name}: {was:,} before, {now:,} now, {was / max(1, now):.2f} times as few")
-    times = latencies({"before ": dense, "now ": small})
-    proof = {**won, "differences": found, "milliseconds": times, "processor": platform.processor(),
-             "threads": torch.get_num_threads()}  # fmt: skip
-    write_json(target.with_name(PROOF), proof)
-    exported = written(target, target.parent, config, typed)
-    return {"compacted": str(target.parent), "bytes": told(target.parent), **proof,
-            "exported": exported}  # fmt: skip
+    proof = {**won, "differences": found, "machine": environment(),
+             "milliseconds": latencies({"before ": before, "now ": after}, False)}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder / MODEL, tensors, meta)
+    write_json(folder / PROOF, proof)
+    exported = written(folder / MODEL, folder, config, typed)
+    return {"compacted": str(folder), "bytes": told(folder), **proof, "exported": exported}
+
+
+def smaller(
+    source: Path, model: Deployed, compare: Callable[[nn.Module, int], dict[str, float]]
+) -> tuple[nn.Module, dict[str, float]]:
+    """The network of a classifier without dead channels, and how far its outputs are from before.
+
+    Constants that norms with hardly a variance have blown up stay: their last digits would show.
+    Raises VPNsError where no way leads to equal outputs.
+    """
+    for constants in (True, False):
+        try:
+            network = compacted(model.network, model.size, constants)
+        except Exception as error:  # torch.export has many
+            text = message_of(error)[:300]
+            raise VPNsError(f"{source} cannot be compacted: {text}") from error
+        found = compare(network, model.size)
+        if max(found.values()) <= CLOSE:
+            return network, found
+    raise VPNsError(f"{source} cannot be compacted: its outputs would differ by "
+                    f"{max(found.values()):.2g} of the largest")
 
 
 def differences(
-    before: PromptedClassifier, after: PromptedClassifier, flags: Mapping[str, Any], size: int
+    before: PromptedClassifier, flags: Mapping[str, Any], network: nn.Module, size: int
 ) -> dict[str, float]:
-    """The largest difference of two networks' logits, as a share of the largest logit.
+    """The largest difference of logits when `network`, with an output a class, takes the place of
+    a classifier's; as a share of the largest logit.
 
     On test images, where there are some, and on random ones; clean, and with the prompt.
     """
+    after = copy.deepcopy(before)
+    after.network, after.label_map = network, None
     draw = torch.Generator().manual_seed(0)
     shown = {"random": torch.rand(BATCH, 3, size, size, generator=draw)}
     images, _, where = test_images(flags, size)

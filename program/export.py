@@ -18,6 +18,7 @@ from models.backbones import backbone
 from models.deployed import Deployed, deployed
 from models.hub import push
 from program.checkpoints import completed, read_checkpoint
+from program.flags import RunConfig
 from program.settings import Config, Typed, named
 from utils.checkpoint import load_model
 from utils.config import flatten
@@ -38,13 +39,21 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
     Raises UsageError without a folder, VPNsError when outputs differ.
     """
     run = config.run
-    if run.to is None:
-        raise UsageError("--export needs a folder: give it with --to")
-    source, folder = Path(run.export), Path(run.to)
+    source, folder = Path(run.export), target_folder(run, run.export)
     found = written(source, folder, config, typed)
     _write_weights(folder, *own_outputs(*load_model(source)))
     pushed = push(folder, run.push_to) if run.push_to else None
     return {"exported": str(folder), "bytes": told(folder), **found, "pushed": pushed}
+
+
+def target_folder(run: RunConfig, source: str) -> Path:
+    """The folder `--to`. Raises UsageError without one, and where it would overwrite `source`."""
+    if run.to is None:
+        raise UsageError("what is written needs a folder: give it with --to")
+    folder = Path(run.to)
+    if folder.resolve() == Path(source).resolve().parent:
+        raise UsageError(f"--to {folder} is the folder of {source} itself: name another one")
+    return folder
 
 
 def told(folder: Path) -> dict[str, int]:

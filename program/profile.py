@@ -79,7 +79,9 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
     return rows
 
 
-def latencies(models: Mapping[str, Deployed]) -> dict[str, dict[str, float]]:
+def latencies(
+    models: Mapping[str, Deployed], compiles: bool = True
+) -> dict[str, dict[str, float]]:
     """Milliseconds by the size of a batch, and by the model's name and what runs it."""
     runs: dict[str, Callable[[Tensor], Any]] = {f"{name}eager": m for name, m in models.items()}
     if has_onnx():
@@ -91,6 +93,8 @@ def latencies(models: Mapping[str, Deployed]) -> dict[str, dict[str, float]]:
         here = dict(runs)
         for name, model in models.items():
             images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
+            if not compiles:
+                continue
             with suppress(Exception):  # no compiler, or a network that cannot be compiled
                 compiled = torch.compile(copy.deepcopy(model))
                 compiled(images)

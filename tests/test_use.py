@@ -17,7 +17,7 @@ from report_runs import call as write_report
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models import load_pruned
+from models import build_network, load_pruned
 from utils.checkpoint import load_model
 from utils.errors import VPNsError
 from utils.packed import META, VALUES
@@ -388,3 +388,99 @@ def test_a_profile_of_a_run_is_shown_by_its_report(model, monkeypatch, tmp_path)
         profile.write_text(content)
         assert report() == 0 and "### In use" not in (tmp_path / "report.md").read_text()
     profile.unlink()
+
+
+# Smaller
+
+
+@pytest.fixture(scope="module")
+def compacted(images, tmp_path_factory) -> tuple[Path, Path]:
+    """A model file with dead channels, and the folder of the same network without them."""
+    folder = tmp_path_factory.mktemp("compacted")
+    words = ["--dataset", "imagefolder", "--data", images, "--weights", "fashion_mnist",
+             "--train_images", 0, "--batch_size", 8, "--density_list", "0.5", "--epochs", 2,
+             "--input_size", 12, "--output_size", 16, "--granularity", "channel"]  # fmt: skip
+    source = run(folder, *words).folder / "d0.5/model.safetensors"
+    with pytest.MonkeyPatch.context() as patch:  # its times are not looked at, and take long
+        patch.setattr("program.profile.has_onnx", lambda: False)
+        done = call("--compact", source, "--to", folder / "small", "--data", images, *CPU)
+    assert done.code == 0, done.err
+    return source, folder / "small"
+
+
+def test_a_compacted_network_is_smaller_and_gives_the_same(compacted, images):
+    source, folder = compacted
+    proof = json.loads((folder / "compact.json").read_text())
+    assert max(proof["differences"].values()) < 1e-5 and len(proof["differences"]) == 4
+    for name in ("filters", "parameters", "multiply-adds"):
+        before, now = proof[name]
+        assert now < 0.8 * before
+    assert set(proof["milliseconds"]) == {"1", "32"}
+    small = folder / "model.safetensors"
+    assert expected(small, images) == expected(source, images)
+    assert expected(small, images, "clean") == expected(source, images, "clean")
+    assert sum(t.numel() for t in load_file(small).values()) < 0.6 * sum(
+        t.numel() for t in load_file(source).values()
+    )
+
+
+def test_a_compacted_file_is_used_like_any_other(compacted, images, tmp_path):
+    small = compacted[1] / "model.safetensors"
+    for picture, _ in labelled(images)[:3]:
+        lines = [call("--predict", picture, "--model", path, *CPU).out.splitlines()[0]
+                 for path in (compacted[0], small)]  # fmt: skip
+        assert lines[0] == lines[1]
+    packed = call("--pack", small, "--to", tmp_path / "packed.safetensors", *CPU)
+    assert packed.code == 0
+    assert expected(tmp_path / "packed.safetensors", images) == expected(small, images)
+
+
+def test_build_network_makes_a_compacted_network_from_its_file(compacted):
+    small = compacted[1] / "model.safetensors"
+    network, widths = build_network("resnet20", str(small)), meta(small)["widths"]
+    assert widths and all(
+        list(network.state_dict()[name].shape) == shape for name, shape in widths.items()
+    )
+    with pytest.raises(VPNsError, match="do not fit resnet32"):
+        build_network("resnet32", str(small))
+
+
+def test_a_compacted_network_is_trained_on_and_measured(compacted, images, tmp_path):
+    small = compacted[1] / "model.safetensors"
+    words = ["--dataset", "imagefolder", "--data", images, "--weights", small, "--train_images", 0,
+             "--batch_size", 8, "--input_size", 12, "--output_size", 16, "--density_list", "0.5",
+             "--epochs", 1]  # fmt: skip
+    done = run(tmp_path, *words)
+    row, path = done.result["rows"][0], done.folder / "d0.5/model.safetensors"
+    parts = sum(t.numel() for n, t in load_file(small).items() if n in meta(small)["masks"])
+    assert (row["prunable"], row["kept"]) == (parts, parts - parts // 2)
+    assert expected(path, images, "clean") == row["clean"]
+    assert run(tmp_path, *words).result["read"] == [0.5]
+
+
+def test_the_folder_of_the_source_is_never_written_over(compacted):
+    for flag in ("--compact", "--export"):
+        done = call(flag, compacted[0], "--to", compacted[0].parent, *CPU)
+        assert done.code == 2 and "is the folder of" in done.error
+
+
+WIDTHS = {
+    "wider": {"conv1.weight": [99, 3, 3, 3]}, "no list": {"conv1.weight": 5}, "a list": [1, 2],
+    "an unknown name": {"conv9.weight": [1]}, "nothing": {"conv1.weight": []},
+    "a head of another kind": {"fc.weight": [10]}, "a word": "narrow", "other widths": {},
+    "no numbers": {"conv1.weight": ["16", 3, 3, 3]}, "below zero": {"bn1.bias": [-3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WIDTHS)
+def test_a_file_with_widths_that_cannot_be_is_refused(compacted, images, tmp_path, case):
+    tensors, about = load_model(compacted[1] / "model.safetensors")
+    path = tmp_path / "strange.safetensors"
+    text = json.dumps(about | {"widths": WIDTHS[case]})
+    save_file(tensors, path, metadata={"vpns": text})
+    train = ["--dataset", "imagefolder", "--data", images, "--network", "resnet20", "--save_dir",
+             tmp_path, "--weights", path]  # fmt: skip
+    for words in (["--predict", tmp_path, "--model", path], ["--evaluate", path, "--data", images],
+                  train):  # fmt: skip
+        done = call(*words, *CPU)
+        assert done.code == 1 and path.name in done.error and "a bug" not in done.error
