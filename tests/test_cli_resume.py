@@ -144,6 +144,12 @@ def test_run_survives_kills_in_a_stage_without_repeating_an_epoch(undisturbed, t
     assert same(undisturbed, again) and epochs_of(stage, lines) == [1, 2]
 
 
+def test_a_search_for_channels_survives_kills(tmp_path):
+    words = ["--density_list", "0.5", "--granularity", "channel", *QUICK]
+    again, lines = killed_in("search", (2, 7), tmp_path / "run", words)
+    assert same(run(tmp_path / "calm", *words), again) and epochs_of("search", lines) == [1, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "words"),

@@ -22,11 +22,8 @@ queue dense 20 "$seeds"
 run_queue
 
 cells=()
-for row in $(awk -F, -v seed="$first" '$4 == seed && NR > 1 {print $5 ":" $0}' \
-    "$runs"/resnet20-digits-vpns/seed"$first"-*/results.csv | cut -d, -f1); do
-    density=${row%%:*}
-    macs=$("$PYTHON" -c 'import csv, sys; print(next(r["macs"] for f in sys.argv[2:] for r in csv.DictReader(
-        open(f)) if r["density"] == sys.argv[1]))' "$density" "$runs"/resnet20-digits-vpns/seed"$first"-*/results.csv)
+for density in 0.5 0.3; do
+    macs=$(awk -F, -v d=$density '$5 == d {print $14}' "$runs"/resnet20-digits-vpns/seed"$first"-*/results.csv)
     for importance in magnitude group; do
         file=$runs/$importance-$density.safetensors
         "$PYTHON" benchmarks/channel_norms.py --macs "$macs" --importance $importance --to "$file"
@@ -34,9 +31,10 @@ for row in $(awk -F, -v seed="$first" '$4 == seed && NR > 1 {print $5 ":" $0}' \
     done
 done
 run_queue
+"$PYTHON" -m utils.report "$runs" --out docs/results/channels
 
+unset OMP_NUM_THREADS
 for model in "$runs"/resnet20-digits-*/seed"$first"-*/d*/model.safetensors; do
     name=${model#"$runs"/resnet20-digits-}
     "$PYTHON" main_vpns.py --device cpu --compact "$model" --to "$runs/compact/${name%/model.safetensors}"
 done
-"$PYTHON" benchmarks/channel_table.py "$runs"
