@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,28 +40,28 @@ def run_folder(config: Config) -> Path:
         return folder
     own = config.data
     found = load_data(own, own.input_size, own.batch_size, torch.device("cpu")).fingerprint
-    old = from_first(lambda: _newest_with(found, moved))
+
+    def newest() -> Path | None:  # of the runs that began with these images
+        same = [run for run in moved if read_object(run / "env.json").get("data") == found]
+        return max(same, key=lambda run: (run / "env.json").stat().st_mtime, default=None)
+
+    old = from_first(newest)
     if old:
         note(f"{old.name} goes on, whose images lay in {read_object(old / 'config.json')['data']}; "
              f"they are those in {own.data}")
     return old or folder
 
 
-def _newest_with(fingerprint: str, folders: Sequence[Path]) -> Path | None:
-    """Of the runs that began with these images, the one that was at work last."""
-    same = [run for run in folders if read_object(run / "env.json").get("data") == fingerprint]
-    return max(same, key=lambda run: (run / "env.json").stat().st_mtime, default=None)
-
-
 def _folders(config: Config) -> tuple[Path, list[Path]]:
     """Where a run lies, and if nothing is there, runs that differ from it in a path at most.
 
     SAVE_DIR/EXPERIMENT/NETWORK-DATASET-METHOD/seed7-<hash>, or the folder that --resume names. The
-    hash is of the flags that change numbers and differ from their defaults.
+    hash is of the flags that change numbers and differ from their defaults; a user's own images,
+    which have no name, count by their path.
     """
-    flags, defaults = flatten(config), default_flags(config)
-    if config.run.resume not in NO_PATH:
-        return resumed_folder(config.run.resume, flags, defaults), []
+    flags, defaults, resume = flatten(config), default_flags(config), config.run.resume
+    if resume not in NO_PATH:
+        return resumed_folder(resume, flags, defaults), []
     chosen = {n: v for n, v in flags.items() if n not in NOT_IDENTITY and v != defaults[n]}
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
@@ -74,20 +74,14 @@ def _folders(config: Config) -> tuple[Path, list[Path]]:
             chosen[source] = sha256_file(path)  # its content counts, not its name
     name = "-".join(flags[n] for n in ("network", "dataset", "prune_method")).replace("/", "+")
     parent = Path(config.run.save_dir, config.run.experiment_name, name)
-    return _with_images(config, parent, chosen)
-
-
-def _with_images(config: Config, parent: Path, chosen: dict[str, Any]) -> tuple[Path, list[Path]]:
-    """The folder of a run of these flags; for a user's own images, which have no name but their
-    path, also the runs that have other paths."""
+    nameless = SPECS[config.data.dataset].classes is None
 
     def place(data: object) -> Path:
-        if SPECS[config.data.dataset].classes is None:
-            chosen["data"] = str(Path(data or "").resolve())
-        return parent / f"seed{config.run.seed}-{config_hash(chosen)}"
+        path = {"data": str(Path(data or "").resolve())} if nameless else {}
+        return parent / f"seed{config.run.seed}-{config_hash(chosen | path)}"
 
     folder = place(config.data.data)
-    if "data" not in chosen or folder.exists() or config.run.resume == "none":
+    if not nameless or folder.exists() or resume == "none":
         return folder, []
     runs = {file.parent: read_object(file).get("data")
             for file in parent.glob(f"seed{config.run.seed}-*/config.json")}  # fmt: skip

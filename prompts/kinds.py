@@ -28,8 +28,12 @@ class FixPrompt(SigmoidPrompt):
     """A square of `mask_size` pixels in the top left corner: 3 * mask_size^2 trainable values."""
 
     def __init__(self, output_size: int, mask_size: int) -> None:
-        check_mask_size(mask_size, output_size)
+        if not 1 <= mask_size <= output_size:
+            raise ValueError(
+                f"mask_size {mask_size} is out of range: 1 to {output_size}, the size of the canvas"
+            )
         super().__init__(square(output_size, 0, mask_size))
+        self.mask_size = mask_size
 
 
 class ExpandPrompt(SigmoidPrompt):
@@ -45,18 +49,17 @@ class ExpandPrompt(SigmoidPrompt):
         super().__init__(1 - square(output_size, before, input_size))
 
 
-class RandomPrompt(SigmoidPrompt):
-    """A square of `mask_size` pixels at a new place for every batch.
+class RandomPrompt(FixPrompt):
+    """Such a square, at a new place for every batch.
 
     3 * mask_size^2 of the 3 * H^2 values move in a step. The last offset is drawn too and a square
     as large as the canvas works; the authors' code leaves the one out and fails at the other.
     """
 
     def __init__(self, output_size: int, mask_size: int) -> None:
-        check_mask_size(mask_size, output_size)
-        super().__init__(torch.ones(output_size, output_size))
-        self.mask_size = mask_size
-        self._shown = square(output_size, 0, mask_size)  # no buffer: states need not hold it
+        super().__init__(output_size, mask_size)
+        self._shown = self.region  # no buffer: states need not hold it
+        self.region = torch.ones_like(self._shown)
 
     def move(self) -> None:
         """To one place for a whole batch, from torch's global CPU stream."""
@@ -79,11 +82,3 @@ def square(output_size: int, start: int, size: int) -> Tensor:
     region = torch.zeros(output_size, output_size)
     region[start : start + size, start : start + size] = 1
     return region
-
-
-def check_mask_size(mask_size: int, output_size: int) -> None:
-    """Raises ValueError unless 1 <= mask_size <= output_size."""
-    if not 1 <= mask_size <= output_size:
-        raise ValueError(
-            f"mask_size {mask_size} is out of range: 1 to {output_size}, the size of the canvas"
-        )
