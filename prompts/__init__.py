@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prompts.base import VisualPrompt
-from prompts.kinds import ExpandPrompt, FixPrompt, PadPrompt, RandomPrompt
+from prompts.kinds import ExpandPrompt, FixPrompt, PadPrompt, RandomPrompt, VisualPrompt
 from utils.config import flag, number
 
 __all__ = ["PROMPTS", "PromptConfig", "Sizes", "VisualPrompt", "build_prompt", "has_prompt"]

@@ -11,8 +11,14 @@ from torch import Tensor
 
 from models.classifier import PromptedClassifier
 from prompts import PROMPTS, Sizes, VisualPrompt, build_prompt
-from prompts.base import InclusiveClamp, margins
-from prompts.kinds import ExpandPrompt, FixPrompt, PadPrompt, RandomPrompt
+from prompts.kinds import (
+    ExpandPrompt,
+    FixPrompt,
+    InclusiveClamp,
+    PadPrompt,
+    RandomPrompt,
+    margins,
+)
 
 inclusive_clamp = InclusiveClamp.apply
 KINDS = sorted(set(PROMPTS) - {"none"})

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from models.classifier import PromptedClassifier
-from prompts import base
+from prompts import kinds
 from pruning import METHODS, replay, scores, training
 from pruning.replay import Replay
 from pruning.selection import _select_on_device
@@ -57,7 +57,7 @@ class StandIn:
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
         with pytest.MonkeyPatch.context() as patch, Calls() as made:
-            patch.setattr(base, "being_recorded", lambda: True)
+            patch.setattr(kinds, "being_recorded", lambda: True)
             run()
         return functools.partial(self._replay, made.calls)
 
