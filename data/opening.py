@@ -35,8 +35,8 @@ def open_splits(
     try:
         splits = spec.open(root) if spec.classes else spec.open(root, test_fraction)
     except DAMAGED as error:
-        raise DataError(f"{what} is damaged ({_reason(error)}): remove it there and get it again "
-                        f"from {spec.source}") from error
+        raise DataError(f"{what} is damaged ({message_of(error)}): remove it there and get it "
+                        f"again from {spec.source}") from error
     require_images(splits, what)
     for part, (_, labels, classes) in zip(PARTS, splits, strict=True):
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
@@ -78,7 +78,7 @@ def locate(name: str, data: str | None, download: bool) -> Path:
     try:
         _fetch_into(spec, target)
     except FETCH_ERRORS as error:
-        reason = f"{failure}, and the download failed ({_reason(error)}); {advice}"
+        reason = f"{failure}, and the download failed ({message_of(error)}); {advice}"
         raise DataError(reason) from error
     return target
 
@@ -100,10 +100,6 @@ def _begun(spec: Spec, root: Path) -> bool:
     """Whether a folder that the download would make is there already, with something in it."""
     tops = [root / Path(one).parts[0] for marker in spec.markers for one in marker.split("|")]
     return any(top.is_dir() and any(top.iterdir()) for top in tops)
-
-
-def _reason(error: Exception) -> str:
-    return message_of(error) or type(error).__name__
 
 
 def _fetch_into(spec: Spec, target: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.errors import DataError, VPNsError, beyond_limit
+from utils.errors import DataError, VPNsError, beyond_limit, message_of
 from utils.files import size_of
 
 # PIL warns of odd metadata, which is no fault of the pixels, and of damage, which is an error here.
@@ -115,7 +115,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "zero bytes"
     if isinstance(error, Image.UnidentifiedImageError):
         return "no image"
-    text = " ".join(str(error).split())
+    text = message_of(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"{TOO_LARGE}: {text}"
-    return "truncated" if "truncated" in text.lower() else text or type(error).__name__
+    return "truncated" if "truncated" in text.lower() else text

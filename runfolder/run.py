@@ -80,7 +80,7 @@ class Run:
                 self.stop.ignore()
                 state = "interrupted"
             with suppress(VPNsError):
-                self.state(state, message_of(error) or kind.__name__)
+                self.state(state, message_of(error))
         self.close()
 
     def say(self, line: str) -> None:
@@ -101,9 +101,8 @@ class Run:
             if self.stop.requested:
                 self.stop.now()
             if what not in self._without:
-                why = message_of(error)[:200] or type(error).__name__
-                self.say(f"note: no {what} ({why}); the run goes on, and the same command makes "
-                         "what is missing another time")
+                self.say(f"note: no {what} ({message_of(error)[:200]}); the run goes on, and the "
+                         "same command makes what is missing another time")
             self._without.add(what)
 
     def state(self, state: str, reason: str = "") -> None:

@@ -30,8 +30,8 @@ def no_formula(text: str) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error as one line; '' when it has none."""
-    return printable(" ".join(str(error).split()))
+    """The text of an error as one line, or its kind when it has none."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def beyond_limit(error: BaseException) -> str:
@@ -55,7 +55,7 @@ def optional(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        note(f"no {what} ({message_of(error)[:200] or type(error).__name__})")
+        note(f"no {what} ({message_of(error)[:200]})")
 
 
 class VPNsError(Exception):
