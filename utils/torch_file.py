@@ -31,9 +31,8 @@ def read_torch(path: Path, sums: bool) -> tuple[Any, bool]:
     """
     with open(path, "rb") as file:
         found = _look(path, file, sums)
-        data = [_values(path, file, *storage) for storage in found["storages"]]
-    views = [data[n].as_strided(shape, strides, at) for n, at, shape, strides in found["views"]]
-    return _built(found["content"], views), found["sums"]
+        data = {key: _values(path, file, *place) for key, place in found["storages"].items()}
+    return _built(found["content"], data), found["sums"]
 
 
 def _look(path: Path, file: BinaryIO, sums: bool) -> dict[str, Any]:
@@ -52,10 +51,8 @@ def _look(path: Path, file: BinaryIO, sums: bool) -> dict[str, Any]:
         raise VPNsError(f"{path} is refused: looking at it takes more time or memory than the "
                         "tensors of a network need")
     found = json.loads(done.stdout)
-    if "refused" in found:
-        raise VPNsError(f"{path} is refused: {found['refused']}")
-    if "damaged" in found:
-        raise VPNsError(f"{path} is damaged ({found['damaged']}): get it again")
+    if "fault" in found:
+        raise VPNsError(f"{path} {found['fault']}")
     return found
 
 
@@ -68,13 +65,14 @@ def _values(path: Path, file: BinaryIO, kind: str, count: int, place: int) -> Te
     return data.view(dtype)
 
 
-def _built(tree: Any, views: list[Tensor]) -> Any:
-    """The content that torch_pickle.Tree describes."""
+def _built(tree: Any, data: dict[str, Tensor]) -> Any:
+    """The content that torch_pickle.Tree describes, its tensors over these values."""
     if not isinstance(tree, dict):
         return tree
     ((kind, inside),) = tree.items()
     if kind == "view":
-        return views[inside]
+        key, *place = inside
+        return data[key].as_strided(*place)
     if kind == "dict":
-        return {key: _built(value, views) for key, value in inside}
-    return CONTAINERS[kind](_built(item, views) for item in inside)
+        return {key: _built(value, data) for key, value in inside}
+    return CONTAINERS[kind](_built(item, data) for item in inside)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from utils.files import leads_outside
-from utils.torch_pickle import NAME, Damaged, Reader, Refused, Storage, Tree, View
+from utils.torch_pickle import NAME, Damaged, Reader, Refused, Storage, Tree
 
 MEMORY = 512 * 2**20  # bytes; the pickle of a network is some 100 KB, a loss a step some MB
 SECONDS, BYTES_A_SECOND = 5, 50 * 2**20  # of computing, for the look itself and for its sums
@@ -40,18 +40,13 @@ def look(file: BinaryIO, size: int, sums: bool) -> dict[str, Any]:
     zipped = file.read(len(ZIP_START)) == ZIP_START
     file.seek(0)
     content, storages, places = _in_zip(file, size, sums) if zipped else _in_legacy(file, size)
-    views: dict[View, int] = {}
-    tree = Tree(views, size).of(content)
-    needed = sum(view.bytes for view in views)
+    tree = Tree(size)
+    told = tree.of(content)
+    needed = sum(view.bytes for view in tree.views)
     if needed > SHARED * size:
         raise Refused(f"its tensors would take {needed:,} bytes, and it has {size:,}")
-    rows = {key: row for row, key in enumerate(storages)}
-    return {
-        "content": tree,
-        "storages": [(s.kind.name, s.count, places[key]) for key, s in storages.items()],
-        "views": [(rows[v.storage.key], v.offset, v.shape, v.strides) for v in views],
-        "sums": zipped,
-    }  # fmt: skip
+    lie = {key: (s.kind.name, s.count, places[key]) for key, s in storages.items()}
+    return {"content": told, "storages": lie, "sums": zipped}
 
 
 def _in_zip(file: BinaryIO, size: int, sums: bool) -> tuple[Any, dict, dict]:
@@ -123,23 +118,17 @@ def _check_count(storage: Storage, there: int, size: int) -> None:
 
 
 def main() -> None:
-    """Look at the standard input and print what `look` finds, or why it finds nothing, as JSON."""
-    print(json.dumps(answer(sys.stdin.buffer, "sums" in sys.argv)))
-
-
-def answer(file: BinaryIO, sums: bool) -> dict[str, Any]:
-    """What `look` finds, or under `refused` or `damaged` why it finds nothing."""
+    """Look at the standard input and print what `look` finds, or the `fault` of the file."""
     try:
-        size = os.fstat(file.fileno()).st_size
+        size = os.fstat(sys.stdin.fileno()).st_size
         give_up_rights(size)
-        return look(file, size, sums)
+        found = look(sys.stdin.buffer, size, "sums" in sys.argv)
     except Refused as error:
-        return {"refused": str(error)}
+        found = {"fault": f"is refused: {error}"}
     except MemoryError:
-        return {"refused": f"looking at it takes more than {MEMORY >> 20} MiB"}
-    except Damaged as error:
-        return {"damaged": str(error)}
-    except EOFError:
-        return {"damaged": "cut off"}
-    except Exception:  # a damaged archive or pickle may raise anything
-        return {"damaged": "no whole file of torch.save"}
+        found = {"fault": f"is refused: looking at it takes more than {MEMORY >> 20} MiB"}
+    except Exception as error:  # a damaged archive or pickle may raise anything
+        known = "cut off" if isinstance(error, EOFError) else "no whole file of torch.save"
+        what = str(error) if isinstance(error, Damaged) else known
+        found = {"fault": f"is damaged ({what}): get it again"}
+    print(json.dumps(found))

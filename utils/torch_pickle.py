@@ -168,9 +168,9 @@ class Reader(Unpickler):
 class Tree:
     """Content as JSON: containers and tensors are objects of one key, which names their kind."""
 
-    def __init__(self, views: dict[View, int], size: int) -> None:
-        self._views, self._size = views, size
-        self._items, self._text = ITEMS, TEXT
+    def __init__(self, size: int) -> None:
+        self.views: set[View] = set()
+        self._size, self._items, self._text = size, ITEMS, TEXT
 
     def of(self, value: Any, depth: int = 0) -> Any:
         """The JSON of a value. Raises Refused for one that is not plain, or never ends."""
@@ -180,7 +180,8 @@ class Tree:
         if isinstance(value, Nothing | type):
             return None
         if isinstance(value, View):
-            return {"view": self._number(value)}
+            self._take(value)
+            return {"view": (value.storage.key, value.shape, value.strides, value.offset)}
         if isinstance(value, dict):
             pairs = [(self._key(k), self.of(v, depth + 1)) for k, v in value.items()]
             return {"dict": pairs}
@@ -199,11 +200,11 @@ class Tree:
             raise Refused(ENDLESS)
         return value
 
-    def _number(self, view: View) -> int:
+    def _take(self, view: View) -> None:
         if view.bytes > self._size:
             raise Refused(f"it declares a tensor of shape {view.shape} in {self._size:,} bytes")
         pairs = zip(view.shape, view.strides, strict=True)
         last = view.offset + sum((length - 1) * stride for length, stride in pairs)
         if 0 not in view.shape and last >= view.storage.count:
             raise Damaged("a tensor reaches beyond its data")
-        return self._views.setdefault(view, len(self._views))
+        self.views.add(view)
