@@ -45,19 +45,17 @@ def region_kind(region: Tensor) -> tuple[str, int]:
     A full region is `pad` (`fix` of the whole canvas looks the same), and so is an even ring
     (an `expand` around an image with equal margins looks the same; no flag of theirs gave one).
     """
-    side, width = len(region), int(region[len(region) // 2].long().argmin())
-    if region.all():
-        return "pad", side // 2
-    corner = int(region[0].sum())
-    if corner and torch.equal(region, _square(side, 0, corner)):
-        return "fix", corner
-    inner = int((~region).any(0).sum())
-    if torch.equal(~region, _square(side, width, width + inner)):
-        after = side - width - inner
-        if width == after:
-            return "pad", width
-        if width == after + 1:
-            return "expand", inner
+    side, corner, inner = len(region), int(region[0].sum()), int((~region).any(0).sum())
+    width = min(int(region[side // 2].long().cumprod(0).sum()), side // 2)
+    before = (side - inner + 1) // 2  # of an image in the middle, as ours is laid
+    looks = {
+        ("pad", width): ~_square(side, width, side - width),
+        ("fix", corner): _square(side, 0, corner),
+        ("expand", inner): ~_square(side, before, before + inner),
+    }
+    for kind, look in looks.items():
+        if torch.equal(region, look):
+            return kind
     raise VPNsError("the prompt's mask is neither a frame, a corner square nor a ring")
 
 
