@@ -83,21 +83,16 @@ def _idx_part(folder: Path, split: str, classes: tuple[str, ...]) -> Part:
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """A uint8 array from an idx file, gzipped or not; no more is read than its header says."""
     opener = gzip.open if path.suffix == ".gz" else open
+    head = struct.Struct(f">{1 + dimensions}I")
     try:
+        most = min(MOST_PIXELS, max(FREE, GROWTH * path.stat().st_size))
         with opener(path, "rb") as file:
-            shape = _idx_shape(file.read(4 + 4 * dimensions), dimensions)
-            size = -1 if shape is None else math.prod(shape)
-            size = -1 if size > max(FREE, GROWTH * path.stat().st_size) else size
-            data = bytearray(file.read(size + 1))
+            start, *shape = head.unpack(file.read(head.size).ljust(head.size, b"\0"))
+            size = math.prod(shape)
+            known = start == 0x0800 + dimensions and 0 < size <= most
+            data = bytearray(file.read(size + 1)) if known else b""
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path} ({error}): fetch the file again") from error
-    if len(data) != size:
+    if not known or len(data) != size:
         raise DataError(f"{path} is damaged (no {dimensions}-d idx file): fetch it again")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-
-
-def _idx_shape(header: bytes, dimensions: int) -> tuple[int, ...] | None:
-    """The shape in the first bytes of an idx file; None when they are no header of such a file."""
-    start, *shape = struct.unpack(f">{1 + dimensions}I", header.ljust(4 + 4 * dimensions, b"\0"))
-    known = start == 0x0800 + dimensions and 0 < math.prod(shape) <= MOST_PIXELS
-    return tuple(shape) if known else None
