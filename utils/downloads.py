@@ -58,7 +58,8 @@ def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
     start = time.monotonic()
 
     def look(*_: Any) -> None:
-        if _bytes_in(folder) > most:
+        there = filter(os.path.lexists, below(folder))  # some may vanish meanwhile
+        if sum(os.lstat(path).st_size for path in there) > most:
             raise OSError(f"more than {most:,} bytes came")
         if time.monotonic() > start + seconds:
             raise OSError(f"not whole after {seconds / 3600:g} hours")
@@ -73,8 +74,3 @@ def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, answer)
         if left:  # somebody else's
             signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - start)))
-
-
-def _bytes_in(folder: Path) -> int:
-    """The sizes of all files in a folder, of which some may vanish meanwhile."""
-    return sum(os.lstat(path).st_size for path in below(folder) if os.path.lexists(path))
