@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from utils.errors import VPNsError
 from utils.files import below
 
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
+TIMEOUT = 60.0  # seconds without a byte before a download gives up
 LOOK = 2.0  # seconds between looks at what has come
 
 
@@ -44,8 +46,13 @@ def fetched(
     """
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
-        with bounded(Path(folder), most, seconds):
-            fetch(Path(folder))
+        patience = socket.getdefaulttimeout()
+        try:
+            socket.setdefaulttimeout(TIMEOUT)
+            with bounded(Path(folder), most, seconds):
+                fetch(Path(folder))
+        finally:
+            socket.setdefaulttimeout(patience)
         yield Path(folder)
 
 
