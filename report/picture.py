@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from report.panel import Panel, Series
 from report.runs import facts, rank
-from runfolder.results import no_mathtext
+from runfolder.results import new_figure
 
 # For methods without a curve of their own; Paul Tol's colours, as theirs are.
 OTHERS = (("#661100", "h"), ("#6699CC", "p"), ("#882255", "*"), ("#DDCC77", "d"))
@@ -27,18 +27,17 @@ def comparison_figure(panels: Sequence[Panel], paper: bool) -> Figure:
     rows = -(-len(panels) // columns)
     looks = _looks(panels)
     size = max(6.4, 4.6 * columns), 3.6 * rows + 0.24 * -(-len(looks) // 2) + 0.5
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     for number, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, number + 1, title=no_mathtext(panel.title))
+        axes = figure.add_subplot(rows, columns, number + 1, title=panel.title)
         _draw(axes, panel, looks, paper)
         if number % columns == 0:
             axes.set_ylabel("test accuracy (%)")
         if number + columns >= len(panels):
             axes.set_xlabel("sparsity (% of weights removed)")
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    labels = list(map(no_mathtext, looks))
-    handles = [lines[label] for label in labels if label in lines]
-    if any(f"{label}, paper" in lines for label in labels):
+    handles = [lines[label] for label in looks if label in lines]
+    if any(f"{label}, paper" in lines for label in looks):
         dashed = {"color": "#555555", "linestyle": "--", "linewidth": 1}
         handles.append(Line2D([], [], label="dashed: the paper's", **dashed))
     if handles:
@@ -69,7 +68,7 @@ def _draw(axes: Axes, panel: Panel, looks: Mapping[str, Any], paper: bool) -> No
         look = looks[series.label]
         _draw_series(axes, series, look)
         curve = series.paper() if paper else {}
-        dashed = {"color": look["color"], "label": f"{no_mathtext(series.label)}, paper",
+        dashed = {"color": look["color"], "label": f"{series.label}, paper",
                   "linestyle": "--", "linewidth": 1, "alpha": 0.8}  # fmt: skip
         if set(curve) == {0.0}:
             axes.axhline(curve[0.0][0], **dashed)
@@ -85,11 +84,10 @@ def _draw_series(axes: Axes, series: Series, look: Mapping[str, Any]) -> None:
     means = {level: mean for level in sorted(series.levels) if (mean := series.mean(level))}
     if series.dense and 0.0 in means:
         line = look | {"linestyle": ":", "marker": ""}
-        axes.axhline(means[0.0].mean, label=no_mathtext(series.label), linewidth=1.3, **line)
+        axes.axhline(means[0.0].mean, label=series.label, linewidth=1.3, **line)
     elif means and not series.dense:
         line = look | {"markersize": 4.5, "linewidth": 1.5}
-        axes.plot(list(means), [m.mean for m in means.values()],
-                  label=no_mathtext(series.label), **line)
+        axes.plot(list(means), [m.mean for m in means.values()], label=series.label, **line)
         low, high = ([m.mean + sign * (m.std or 0) for m in means.values()] for sign in (-1, 1))
         axes.fill_between(list(means), low, high, color=look["color"], alpha=0.15, linewidth=0)
 

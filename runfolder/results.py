@@ -134,6 +134,15 @@ def run_folder(path: Path) -> Path:
     return folder
 
 
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, on which a `$` in a name begins no formula."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, the same bytes each time. Raises VPNsError when it cannot."""
     image = io.BytesIO()
@@ -144,30 +153,23 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 def draw_run(run: Path) -> None:
     """Draw what a run has found: `curves.png`, with its dense line if there is one; confusions."""
-    title = no_mathtext(printable(f"{run.parent.name}, {run.name}", TITLE))
+    title = printable(f"{run.parent.name}, {run.name}", TITLE)
     save_figure(curves_figure(read_results(run), find_dense(run), title), run / PICTURE)
     for table in run.glob(f"d*/{CONFUSIONS}"):
         if not table.with_suffix(".png").exists():
             draw_confusions(table)
 
 
-def no_mathtext(text: str) -> str:
-    """A text that Matplotlib shows as it is: a `$` would begin a formula."""
-    return text.replace("$", r"\$")
-
-
 def draw_confusions(table: Path) -> None:
     """Draw a confusion.csv beside it: true class down, guessed class across, shares as shades."""
-    from matplotlib.figure import Figure
-
     head, *rows = csv.reader(io.StringIO(read_small(table, MOST_CONFUSIONS).decode()))
     counts = [list(map(int, row[1:])) for row in rows]
     shares = [[100 * count / max(sum(row), 1) for count in row] for row in counts]
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    figure = new_figure(6.4, 5.6)
     axes = figure.add_subplot(xlabel="taken for", ylabel="is")
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=100), label="% of the class")
     if len(rows) <= TICKS:
-        texts = [no_mathtext(printable(name, 20)) for name in head[1:]]
+        texts = [printable(name, 20) for name in head[1:]]
         axes.set_xticks(range(len(rows)), texts, rotation=90)
         axes.set_yticks(range(len(rows)), texts)
     save_figure(figure, table.with_suffix(".png"))
@@ -175,9 +177,7 @@ def draw_confusions(table: Path) -> None:
 
 def curves_figure(rows: Sequence[Row], dense_row: Row | None, title: str) -> "Figure":
     """Accuracy (%) against sparsity (%): clean solid, prompted dashed, dense a dotted line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     looks = {"clean": ("-", "o", "tab:blue"), "prompted": ("--", "s", "tab:orange")}
     for column, (line, marker, color) in looks.items():
