@@ -20,12 +20,6 @@ COLUMNS = ("search", "finetune", "eval", "reference_search", "reference_finetune
            "dense_graph")  # fmt: skip
 
 
-def result_of(log: Path) -> dict[str, Any] | None:
-    """The RESULT line of a part, or None without one."""
-    found = re.findall(r"^RESULT (.*)", log.read_text(errors="replace"), re.MULTILINE)
-    return json.loads(found[-1]) if found else None
-
-
 def step_row(name: str, result: Mapping[str, Any]) -> str:
     """Ratios over two dense steps, median (range), and the most memory in MiB."""
     spreads = (result.get(column) for column in COLUMNS)
@@ -38,20 +32,20 @@ def step_row(name: str, result: Mapping[str, Any]) -> str:
 
 def report(folder: Path) -> str:
     """The whole of report.md: the machine, the steps, and the last lines of the other parts."""
-    logs = {log.stem: log for log in sorted(folder.glob("*.log"))}
-    results = {name: result_of(log) for name, log in logs.items()}
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     head = [f"On {card}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}. A step: the unit "
             "is two plain dense SGD steps by torch's defaults; median and range. Memory in MiB.",
             "",
             f"| part | case | {' | '.join(COLUMNS)} | memory dense | search | finetune |",
             "|---" * (len(COLUMNS) + 5) + "|"]  # fmt: skip
-    steps = [step_row(n, r) for n, r in results.items() if n.startswith("step-") and r]
-    rest = []
-    for name, log in logs.items():
-        if not (name.startswith("step-") and results[name]):
-            tail = log.read_text(errors="replace").splitlines()[-8:]
-            rest += ["", f"{name}:", "", "```", *tail, "```"]
+    steps, rest = [], []
+    for log in sorted(folder.glob("*.log")):
+        text = log.read_text(errors="replace")
+        results = re.findall(r"^RESULT (.*)", text, re.MULTILINE)
+        if log.stem.startswith("step-") and results:
+            steps.append(step_row(log.stem, json.loads(results[-1])))
+        else:
+            rest += ["", f"{log.stem}:", "", "```", *text.splitlines()[-8:], "```"]
     return "\n".join([*head, *steps, *rest]) + "\n"
 
 
