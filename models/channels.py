@@ -6,8 +6,11 @@ and columns that are follows from the operations. A channel that meets an operat
 is held: it cannot be removed.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +19,8 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
+
+from utils.errors import VPNsError, message_of
 
 # Operations that change no number of a channel, or each channel by itself.
 KEEPS = frozenset((
@@ -67,19 +72,23 @@ class Channels:
 def channels_of(network: nn.Module, size: int) -> Channels:
     """The channels of a network that is shown images (B, 3, size, size); it is left as it is.
 
-    Raises what torch.export raises for a network that it does not understand.
+    Raises VPNsError for a network that torch.export does not understand.
     """
-    was_training = network.training
-    device = next(network.parameters()).device
-    try:
-        images = torch.zeros(2, 3, size, size, device=device)
-        with torch.no_grad():
-            program = torch.export.export(network.eval(), (images,)).module()
-            trace = _Trace(program)
-            trace.run(torch.rand_like(images))
-    finally:
-        network.train(was_training)
-    return trace.channels()
+    network = copy.deepcopy(network).cpu().eval()
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = {name for same in names.values() if len(same) > 1 for name in same}
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            program = torch.export.export(network, (images,)).module()
+        except Exception as error:  # of many kinds
+            raise VPNsError("torch.export does not understand this network, so that its channels "
+                            f"cannot be followed ({message_of(error)[:300]})") from error
+        trace = _Trace(program)
+        trace.run(images)
+    return trace.channels(tied)
 
 
 class _Trace(fx.Interpreter):
@@ -89,7 +98,7 @@ class _Trace(fx.Interpreter):
         super().__init__(program)
         self.flows: dict[fx.Node, Flow] = {}
         self.members: dict[tuple[str, int], Tensor] = {}
-        self.uses: dict[str, int] = {}  # of parameters, those that were understood
+        self.uses: Counter[str] = Counter()  # of parameters, those that were understood
         self.readers: list[Reader] = []
         self.same: list[tuple[Tensor, Tensor]] = []  # slots of one channel
         self.held: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
@@ -104,11 +113,13 @@ class _Trace(fx.Interpreter):
         result = super().run_node(n)
         flow = None
         if n.op == "call_function" and isinstance(result, Tensor):
-            flow = self.follow(n, given, result)
+            with suppress(IndexError, TypeError, ValueError):  # arguments in a form of their own
+                flow = self.follow(n, given, result)
         if flow is not None:
             self.flows[n] = flow
             if in_place:
                 self.flows[n.args[0]] = flow
+                self.unsettle(n.args[0], result)
         elif n.op != "get_attr":
             for node in n.all_input_nodes:
                 self.hold(node)
@@ -127,11 +138,18 @@ class _Trace(fx.Interpreter):
             return self.join(n, given)
         rule: Callable[..., Flow | None] | None = getattr(self, f"_{name}", None)
         flow = self.flows.get(n.args[0])
-        if flow is None:
-            return None
-        if name in KEEPS:
+        if flow is None or name in KEEPS:
             return flow
-        return rule and rule(n, flow, given, result)
+        return rule(n, flow, given, result) if rule and not n.kwargs else None
+
+    def unsettle(self, changed: fx.Node, result: Tensor) -> None:
+        """Hold what shares its memory with a tensor that was changed in place."""
+        memory = result.untyped_storage().data_ptr()
+        for node in self.env.keys() & self.flows.keys() - {changed}:
+            if self.env[node].untyped_storage().data_ptr() == memory:
+                flow = self.flows[node]
+                self.held.append(flow.slots)
+                self.flows[node] = flow._replace(steady=torch.zeros_like(flow.steady))
 
     def new(self, count: int, held: bool = False) -> Tensor:
         """Slots that were not there before, (count,)."""
@@ -160,7 +178,7 @@ class _Trace(fx.Interpreter):
         """Count a use of parameters that was understood."""
         for node in nodes:
             if isinstance(node, fx.Node):
-                self.uses[node.target] = self.uses.get(node.target, 0) + 1
+                self.uses[node.target] += 1
 
     def read(self, n: fx.Node, given: Mapping[fx.Node, Any], linear: bool) -> Flow | None:
         """A convolution or a linear layer: it reads channels and writes others."""
@@ -213,10 +231,10 @@ class _Trace(fx.Interpreter):
                 self.same.append((slots, flow.slots))
                 steady = steady & flow.steady
                 zero.append(flow.steady & (_first(v, place) == 0))
-            elif flow is not None or node.op != "get_attr":
-                if flow is not None or (wide and count > 1):
-                    return None
-                steady = torch.zeros_like(steady)
+            elif flow is not None or (node.op != "get_attr" and wide and count > 1):
+                return None
+            elif node.op != "get_attr" or v.numel() > (count if wide else 1):
+                steady = torch.zeros_like(steady)  # it differs from place to place
         if slots is None:
             return None
         for node, v in tensors.items():  # parameters, such as the scale of a layer
@@ -256,8 +274,9 @@ class _Trace(fx.Interpreter):
     _prelu = _batch_norm
 
     def _avg_pool2d(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow:
-        padded = len(n.args) > 3 and any(np.atleast_1d(n.args[3]))
-        return self._at_border(flow, given[n.args[0]]) if padded else flow
+        padded = any(np.atleast_1d(n.args[3])) if len(n.args) > 3 else False
+        uneven = padded or any(n.args[6:])  # another divisor
+        return self._at_border(flow, given[n.args[0]]) if uneven else flow
 
     def _pad(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
         """Zeros around each channel, or channels of zeros beside the others."""
@@ -284,8 +303,8 @@ class _Trace(fx.Interpreter):
         return flow._replace(steady=flow.steady & (_first(x, flow.axis) == 0))
 
     def _mean(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        x, dims = given[n.args[0]], n.args[1]
-        dims = [d % x.ndim for d in dims]
+        x = given[n.args[0]]
+        dims = [d % x.ndim for d in n.args[1]]
         keeps = len(n.args) > 2 and n.args[2]
         if flow.axis in dims:
             return None
@@ -331,15 +350,20 @@ class _Trace(fx.Interpreter):
             return None
         return flow._replace(axis=flow.axis - sum(d < flow.axis for d in gone))
 
-    def channels(self) -> Channels:
-        """Number the channels: slots that are the same are one channel."""
-        used: dict[str, int] = {}
-        for node in self.module.graph.nodes:
-            if node.op == "get_attr":
-                used[node.target] = used.get(node.target, 0) + len(node.users)
-        for (name, _), slots in self.members.items():
-            if used[name] > self.uses.get(name, 0):  # something else looks at it too
-                self.held.append(slots)
+    def channels(self, tied: Collection[str]) -> Channels:
+        """Number the channels: slots that are the same are one channel.
+
+        Parameters that are `tied` to others, or that something else looks at, change in no way.
+        """
+        used = Counter(name for node in self.module.graph.nodes if node.op == "get_attr"
+                       for name in [node.target] * len(node.users))  # fmt: skip
+        fixed = {*tied, *(name for name, count in used.items() if count > self.uses[name])}
+        self.held += [slots for (name, _), slots in self.members.items() if name in fixed]
+        reads = Counter(reader.weight for reader in self.readers)
+        for place, reader in enumerate(self.readers):
+            bias = f"{reader.weight.removesuffix('weight')}bias"
+            if reads[reader.weight] > 1 or {reader.weight, bias} & fixed:  # nothing can be added
+                self.readers[place] = reader._replace(steady=reader.steady & (reader.value == 0))
         pairs = [torch.cat(side).numpy() for side in zip(*self.same, strict=True)]
         rows, columns = pairs or ([], [])
         ones = np.ones(len(rows), bool)
@@ -361,4 +385,4 @@ def _name(node: fx.Node) -> str:
 
 def _first(x: Tensor, axis: int) -> Tensor:
     """The first value of each channel, (C,)."""
-    return x.movedim(axis, 0).flatten(1)[:, 0] if x.ndim > 1 else x
+    return x.movedim(axis, 0).reshape(x.shape[axis], -1)[:, 0].clone()

@@ -22,7 +22,7 @@ from program.settings import Config, Typed, named
 from runfolder.surroundings import environment
 from utils.checkpoint import load_model, save_model
 from utils.config import flatten
-from utils.errors import VPNsError, message_of
+from utils.errors import VPNsError
 from utils.files import write_json
 
 MODEL, PROOF = "model.safetensors", "compact.json"
@@ -74,11 +74,7 @@ def smaller(
     Raises VPNsError where no way leads to equal outputs.
     """
     for constants in (True, False):
-        try:
-            network = compacted(model.network, model.size, constants)
-        except Exception as error:  # torch.export has many
-            text = message_of(error)[:300]
-            raise VPNsError(f"{source} cannot be compacted: {text}") from error
+        network = compacted(model.network, model.size, constants)
         found = compare(network, model.size)
         if max(found.values()) <= CLOSE:
             return network, found

@@ -210,6 +210,44 @@ def test_a_layer_that_is_used_twice_keeps_the_channels_of_both() -> None:
     assert small.body.weight.shape == (5, 5, 3, 3) and len(small.a.weight) == 5
 
 
+class Bound(Between):
+    """What it reads is constant, and another place looks at what would change."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(nn.Conv2d(6, 6, 3), norm=False)
+        self.kind = kind
+        if kind == "tied weights":
+            self.b = nn.Conv2d(6, 6, 3, padding=1)
+            self.b.weight, self.head = self.body.weight, nn.Linear(6, 4)
+        if kind == "a map of numbers":
+            self.places = nn.Parameter(torch.rand(1, 6, SIZE, SIZE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.kind == "a layer used twice":
+            x = self.body(x)
+        if self.kind == "a map of numbers":
+            x = x + self.places
+        if self.kind == "a view changed in place":
+            x[:, :, 2:].relu_()
+        y = self.body(x)
+        if self.kind == "a bias that something reads":
+            y = y + self.body.bias.sum()
+        return self.head(self.b(y).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [
+    "a layer used twice", "tied weights", "a map of numbers", "a view changed in place",
+    "a bias that something reads", "nothing"])  # fmt: skip
+def test_a_constant_goes_nowhere_where_another_would_see_it(kind):
+    network = seeded(lambda: Bound(kind))
+    with torch.no_grad():
+        network.a.weight[[1, 3]] = 0.0
+        network.a.bias[[1, 3]] = torch.tensor([-0.7, 0.9])
+    small = require_equal(network, SIZE)
+    assert len(small.a.weight) == (4 if kind == "nothing" else 6)
+
+
 def test_channels_side_by_side_are_removed_where_each_lies() -> None:
     class Dense(Between):
         def forward(self, x: Tensor) -> Tensor:
