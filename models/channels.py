@@ -19,16 +19,22 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
 
 from utils.errors import VPNsError, message_of
 
 # Operations that change no number of a channel, or each channel by itself.
 KEEPS = frozenset((
-    "dropout", "feature_dropout", "clone", "contiguous", "alias", "detach", "to", "max_pool2d",
+    "clone", "contiguous", "alias", "detach", "to", "max_pool2d",
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
     "upsample_bicubic2d", "hardswish",
 ))  # fmt: skip
 READS = {"conv1d", "conv2d", "conv3d", "linear"}
+ADAPTS = (Convolution, BatchNorm, nn.Linear, nn.PReLU)  # torch's layers that can be narrower
+
+
+STOCK = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward}
 
 
 class Flow(NamedTuple):
@@ -45,11 +51,13 @@ class Flow(NamedTuple):
 class Reader(NamedTuple):
     """A layer that reads channels: column i of its weight (dimension 1) reads channel slots[i].
 
-    `steady` (C,) marks columns whose input has always the value `value` (C,); with `padded` that
-    ends at the border of the image, where zeros are read.
+    `steady` (C,) marks columns whose input has always the value `value` (C,) and can go into
+    `bias`, which the layer may not have yet; with `padded` it ends at the border of the image,
+    where zeros are read.
     """
 
     weight: str
+    bias: str
     slots: Tensor
     steady: Tensor
     value: Tensor
@@ -86,7 +94,7 @@ def channels_of(network: nn.Module, size: int) -> Channels:
         except Exception as error:  # of many kinds
             raise VPNsError("torch.export does not understand this network, so that its channels "
                             f"cannot be followed ({message_of(error)[:300]})") from error
-        trace = _Trace(program)
+        trace = _Trace(program, network)
         trace.run(images)
     return trace.channels(tied)
 
@@ -94,8 +102,9 @@ def channels_of(network: nn.Module, size: int) -> Channels:
 class _Trace(fx.Interpreter):
     """Runs the graph once and follows the channels of each tensor in it."""
 
-    def __init__(self, program: fx.GraphModule) -> None:
+    def __init__(self, program: fx.GraphModule, network: nn.Module) -> None:
         super().__init__(program)
+        self.network, self.names = network, network.state_dict().keys()
         self.flows: dict[fx.Node, Flow] = {}
         self.members: dict[tuple[str, int], Tensor] = {}
         self.uses: Counter[str] = Counter()  # of parameters, those that were understood
@@ -113,16 +122,17 @@ class _Trace(fx.Interpreter):
         result = super().run_node(n)
         flow = None
         if n.op == "call_function" and isinstance(result, Tensor):
-            with suppress(IndexError, TypeError, ValueError):  # arguments in a form of their own
+            with suppress(IndexError, RuntimeError, TypeError, ValueError):  # of arguments
                 flow = self.follow(n, given, result)
         if flow is not None:
             self.flows[n] = flow
             if in_place:
                 self.flows[n.args[0]] = flow
-                self.unsettle(n.args[0], result)
         elif n.op != "get_attr":
             for node in n.all_input_nodes:
                 self.hold(node)
+        if in_place:
+            self.unsettle(n, known=flow is not None)
         return result
 
     def follow(self, n: fx.Node, given: Mapping[fx.Node, Any], result: Tensor) -> Flow | None:
@@ -138,15 +148,23 @@ class _Trace(fx.Interpreter):
             return self.join(n, given)
         rule: Callable[..., Flow | None] | None = getattr(self, f"_{name}", None)
         flow = self.flows.get(n.args[0])
-        if flow is None or name in KEEPS:
-            return flow
+        if flow is None:
+            return None
+        if name in KEEPS:
+            # Pooling goes over the last dimensions.
+            over = int(name[-2]) if name.endswith("d") and name[-2].isdecimal() else 0
+            return flow if flow.axis < result.ndim - over else None
         return rule(n, flow, given, result) if rule and not n.kwargs else None
 
-    def unsettle(self, changed: fx.Node, result: Tensor) -> None:
-        """Hold what shares its memory with a tensor that was changed in place."""
-        memory = result.untyped_storage().data_ptr()
-        for node in self.env.keys() & self.flows.keys() - {changed}:
-            if self.env[node].untyped_storage().data_ptr() == memory:
+    def unsettle(self, n: fx.Node, known: bool) -> None:
+        """Hold what shares its memory with a tensor that was changed in place.
+
+        Only the changed tensor itself is let off, if it is `known` what was done to it.
+        """
+        changed = n.args[:1] if isinstance(n.args[0], fx.Node) else n.all_input_nodes
+        memory = {self.env[node].untyped_storage().data_ptr() for node in changed}
+        for node in self.env.keys() & self.flows.keys() - (set(changed) if known else set()):
+            if self.env[node].untyped_storage().data_ptr() in memory:
                 flow = self.flows[node]
                 self.held.append(flow.slots)
                 self.flows[node] = flow._replace(steady=torch.zeros_like(flow.steady))
@@ -164,9 +182,16 @@ class _Trace(fx.Interpreter):
         if node in self.flows:
             self.held.append(self.flows[node].slots)
 
+    def owned(self, node: Any) -> bool:
+        """Whether a node is a parameter or buffer of the state, of a layer that can be narrower."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr" or node.target not in self.names:
+            return False
+        owner = self.network.get_submodule(node.target.rpartition(".")[0])
+        return isinstance(owner, ADAPTS) or not type(owner).__module__.startswith("torch.nn.")
+
     def member(self, node: Any, axis: int, slots: Tensor) -> bool:
         """Note the channels along a dimension of a parameter; False for what is none."""
-        if not isinstance(node, fx.Node) or node.op != "get_attr":
+        if not self.owned(node):
             return False
         key = (node.target, axis)
         if key in self.members:
@@ -183,7 +208,7 @@ class _Trace(fx.Interpreter):
     def read(self, n: fx.Node, given: Mapping[fx.Node, Any], linear: bool) -> Flow | None:
         """A convolution or a linear layer: it reads channels and writes others."""
         source, weight, bias, *options = [*n.args, *[None] * 3][: max(3, len(n.args))]
-        if n.kwargs or weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+        if n.kwargs or not self.owned(weight) or (bias is not None and not self.owned(bias)):
             return None
         filters, x = given[weight], given[source]
         axis = x.ndim - 1 if linear else x.ndim - filters.ndim + 1
@@ -201,7 +226,12 @@ class _Trace(fx.Interpreter):
         if groups == 1:
             slots = self.new(len(filters))
             self.member(weight, 1, flow.slots)
-            self.readers.append(Reader(weight.target, flow.slots, flow.steady, value, padded))
+            owner = self.network.get_submodule(weight.target.rpartition(".")[0])
+            name = bias.target if bias is not None else weight.target[: -len("weight")] + "bias"
+            if bias is None and type(owner).forward not in STOCK:  # it would look at no bias
+                flow = flow._replace(steady=flow.steady & (value == 0))
+            reader = Reader(weight.target, name, flow.slots, flow.steady, value, padded)
+            self.readers.append(reader)
             steady = (filters[:, ~still] == 0).flatten(1).all(1)
         elif groups == inputs == len(filters):  # a filter for each channel
             slots, steady = flow.slots, still | (filters == 0).flatten(1).all(1)
@@ -227,11 +257,10 @@ class _Trace(fx.Interpreter):
             wide = place >= 0 and v.shape[place] == count
             flow = self.flows.get(node)
             if flow is not None and wide:
-                slots = flow.slots if slots is None else slots
+                slots, steady = flow.slots if slots is None else slots, steady & flow.steady
                 self.same.append((slots, flow.slots))
-                steady = steady & flow.steady
                 zero.append(flow.steady & (_first(v, place) == 0))
-            elif flow is not None or (node.op != "get_attr" and wide and count > 1):
+            elif flow is not None or (wide and count > 1 and not self.owned(node)):
                 return None
             elif node.op != "get_attr" or v.numel() > (count if wide else 1):
                 steady = torch.zeros_like(steady)  # it differs from place to place
@@ -239,7 +268,7 @@ class _Trace(fx.Interpreter):
             return None
         for node, v in tensors.items():  # parameters, such as the scale of a layer
             place = axis - (result.ndim - v.ndim)
-            if node.op == "get_attr":
+            if self.owned(node):
                 self.use(node)
                 if place >= 0 and v.shape[place] == count:
                     self.member(node, place, slots)
@@ -263,7 +292,14 @@ class _Trace(fx.Interpreter):
             return None
         return Flow(along, *(torch.cat([flow[i] for flow in parts]) for i in (1, 2)))
 
-    def _batch_norm(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow:
+    def _dropout(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
+        return None if n.args[2] else flow
+
+    _feature_dropout = _dropout
+
+    def _batch_norm(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
+        if flow.axis != 1:
+            return None
         for node in n.args[1:5]:
             if given.get(node) is not None and len(given[node]) == len(flow.slots):
                 self.use(node)
@@ -273,7 +309,9 @@ class _Trace(fx.Interpreter):
 
     _prelu = _batch_norm
 
-    def _avg_pool2d(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow:
+    def _avg_pool2d(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
+        if flow.axis >= result.ndim - 2:
+            return None
         padded = any(np.atleast_1d(n.args[3])) if len(n.args) > 3 else False
         uneven = padded or any(n.args[6:])  # another divisor
         return self._at_border(flow, given[n.args[0]]) if uneven else flow
@@ -328,7 +366,7 @@ class _Trace(fx.Interpreter):
     def _view(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
         """`view(B, -1)`: as flattening."""
         x, shape = given[n.args[0]], n.args[1]
-        if flow.axis != 1 or len(shape) != 2 or shape[1] != -1:
+        if flow.axis != 1 or len(shape) != 2 or shape[1] != -1 or len(result) != len(x):
             return None
         places = math.prod(x.shape[2:])
         return Flow(1, *(part.repeat_interleave(places) for part in flow[1:]))
@@ -353,7 +391,7 @@ class _Trace(fx.Interpreter):
     def channels(self, tied: Collection[str]) -> Channels:
         """Number the channels: slots that are the same are one channel.
 
-        Parameters that are `tied` to others, or that something else looks at, change in no way.
+        To parameters that are `tied` to others, or that something else looks at, nothing is added.
         """
         used = Counter(name for node in self.module.graph.nodes if node.op == "get_attr"
                        for name in [node.target] * len(node.users))  # fmt: skip
@@ -361,8 +399,7 @@ class _Trace(fx.Interpreter):
         self.held += [slots for (name, _), slots in self.members.items() if name in fixed]
         reads = Counter(reader.weight for reader in self.readers)
         for place, reader in enumerate(self.readers):
-            bias = f"{reader.weight.removesuffix('weight')}bias"
-            if reads[reader.weight] > 1 or {reader.weight, bias} & fixed:  # nothing can be added
+            if reads[reader.weight] > 1 or {reader.weight, reader.bias} & fixed:
                 self.readers[place] = reader._replace(steady=reader.steady & (reader.value == 0))
         pairs = [torch.cat(side).numpy() for side in zip(*self.same, strict=True)]
         rows, columns = pairs or ([], [])

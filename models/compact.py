@@ -22,6 +22,7 @@ def compacted(network: nn.Module, size: int, constants: bool = True) -> nn.Modul
     """A copy of a network without its dead channels, in eval mode, with the same outputs.
 
     `size` is that of its images, in pixels. A network where nothing is dead is copied as it is.
+    One whose code looks at the widths of its own tensors may go another way: compare the outputs.
     Without `constants` only what nothing reads, or what is always zero, is removed.
     """
     network = copy.deepcopy(network).eval()
@@ -106,7 +107,6 @@ def _fold(state: dict[str, Tensor], reader: Reader, dead: Tensor) -> str | None:
         weight[:, here] += (parts * shares).sum(1).to(weight.dtype)
         return None
     added = (parts * reader.value[gone].double().view(shape)).flatten(1).sum(1)
-    name = f"{reader.weight.removesuffix('weight')}bias"
-    bias = state.get(name, weight.new_zeros(len(weight)))
-    state[name] = (bias.double() + added).to(weight.dtype)
-    return name
+    bias = state.get(reader.bias, weight.new_zeros(len(weight)))
+    state[reader.bias] = (bias.double() + added).to(weight.dtype)
+    return reader.bias

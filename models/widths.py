@@ -58,4 +58,7 @@ def _follow(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, BatchNorm):
-        module.num_features = len(module.running_mean)
+        known = [t for t in (module.weight, module.running_mean) if t is not None]
+        module.num_features = len(known[0]) if known else module.num_features
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

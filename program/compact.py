@@ -16,13 +16,13 @@ from models.compact import compacted
 from models.deployed import Deployed, deployed
 from models.widths import widths_of
 from program.checkpoints import read_checkpoint
-from program.export import own_outputs, target_folder, test_images, told, written
+from program.export import made_aside, own_outputs, target_folder, test_images, told, written
 from program.profile import latencies, layers
 from program.settings import Config, Typed, named
 from runfolder.surroundings import environment
 from utils.checkpoint import load_model, save_model
 from utils.config import flatten
-from utils.errors import VPNsError
+from utils.errors import VPNsError, message_of
 from utils.files import write_json
 
 MODEL, PROOF = "model.safetensors", "compact.json"
@@ -58,10 +58,10 @@ def compact(config: Config, typed: Typed) -> dict[str, Any]:
         print(f"{name}: {was:,} before, {now:,} now, {was / max(1, now):.2f} times as few")
     proof = {**won, "differences": found, "machine": environment(),
              "milliseconds": latencies({"before ": before, "now ": after}, False)}  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / MODEL, tensors, meta)
-    write_json(folder / PROOF, proof)
-    exported = written(folder / MODEL, folder, config, typed)
+    with made_aside(folder) as aside:
+        save_model(aside / MODEL, tensors, meta)
+        write_json(aside / PROOF, proof)
+        exported = written(aside / MODEL, aside, config, typed)
     return {"compacted": str(folder), "bytes": told(folder), **proof, "exported": exported}
 
 
@@ -74,12 +74,16 @@ def smaller(
     Raises VPNsError where no way leads to equal outputs.
     """
     for constants in (True, False):
-        network = compacted(model.network, model.size, constants)
-        found = compare(network, model.size)
+        try:
+            network = compacted(model.network, model.size, constants)
+            found = compare(network, model.size)
+        except (RuntimeError, ValueError, AssertionError) as error:  # of code that minds its widths
+            problem = message_of(error)[:300]
+            continue
         if max(found.values()) <= CLOSE:
             return network, found
-    raise VPNsError(f"{source} cannot be compacted: its outputs would differ by "
-                    f"{max(found.values()):.2g} of the largest")
+        problem = f"its outputs would differ by {max(found.values()):.2g} of the largest"
+    raise VPNsError(f"{source} cannot be compacted: {problem}")
 
 
 def differences(

@@ -1,11 +1,14 @@
 """`--export`: a finished network as a folder that needs nothing of this project."""
 
+import io
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -40,8 +43,9 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
     """
     run = config.run
     source, folder = Path(run.export), target_folder(run, run.export)
-    found = written(source, folder, config, typed)
-    _write_weights(folder, *own_outputs(*load_model(source)))
+    with made_aside(folder) as aside:
+        found = written(source, aside, config, typed)
+        _write_weights(aside, *own_outputs(*load_model(source)))
     pushed = push(folder, run.push_to) if run.push_to else None
     return {"exported": str(folder), "bytes": told(folder), **found, "pushed": pushed}
 
@@ -51,9 +55,22 @@ def target_folder(run: RunConfig, source: str) -> Path:
     if run.to is None:
         raise UsageError("what is written needs a folder: give it with --to")
     folder = Path(run.to)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--to {folder} is a file: name a folder")
     if folder.resolve() == Path(source).resolve().parent:
         raise UsageError(f"--to {folder} is the folder of {source} itself: name another one")
     return folder
+
+
+@contextmanager
+def made_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, whose files move into it at the end: all of them, or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        yield Path(aside)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(aside).iterdir()):
+            os.replace(path, folder / path.name)
 
 
 def told(folder: Path) -> dict[str, int]:
@@ -72,7 +89,6 @@ def written(source: Path, folder: Path, config: Config, typed: Typed) -> dict[st
     run = config.run
     tensors, meta = load_model(source)
     model, names = deployed(source, tensors, meta, run.clean, named(config, typed))
-    folder.mkdir(parents=True, exist_ok=True)
     programs = {"model.pt2": _as_program(model, folder / "model.pt2")}
     if has_onnx():
         programs["model.onnx"] = as_onnx(model, names, folder / "model.onnx")
@@ -87,7 +103,7 @@ def written(source: Path, folder: Path, config: Config, typed: Typed) -> dict[st
         outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
         found[name] = float((outputs - expected).abs().max())
         if found[name] > CLOSE:
-            raise VPNsError(f"{folder / name} differs by {found[name]:.2g} from {source}: a bug")
+            raise VPNsError(f"{name} differs by {found[name]:.2g} from {source}: a bug")
     accuracy = 100 * (expected.argmax(1) == labels).float().mean().item() if where else None
     atomic_write(folder / "labels.txt", "".join(f"{printable(name)}\n" for name in names))
     atomic_write(folder / "README.md", _card(source, meta, names, accuracy, where, model))
@@ -101,7 +117,9 @@ def _as_program(model: Deployed, path: Path) -> Run:
     example = torch.zeros(2, 3, model.size + 1, model.size + 3, dtype=torch.uint8)
     sizes = ({0: batch, 2: high, 3: wide},)
     with torch.no_grad():
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=sizes), path)
+        program, file = torch.export.export(model, (example,), dynamic_shapes=sizes), io.BytesIO()
+    torch.export.save(program, file)  # to a disk that is full it would end the process
+    atomic_write(path, file.getvalue())
     program = torch.export.load(path).module()
     return torch.no_grad()(lambda images: program(images))
 

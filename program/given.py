@@ -10,6 +10,7 @@ from program.settings import Config, Typed
 from pruning import Search
 from pruning.masks import Masks, kept_count, layer_densities, prunable, total_count
 from runfolder.stage_log import level_name
+from utils.checkpoint import has_meta, read_meta
 from utils.config import replace_flags
 from utils.counts import count_at
 from utils.errors import UsageError, VPNsError, note
@@ -60,7 +61,10 @@ def _given(config: Config, path: Path) -> MaskFile:
 @lru_cache(maxsize=2)
 def _read(path: Path, own: NetworkConfig, density: float | None) -> MaskFile:
     """Read once: a file is looked at when the run begins, and used when its data are there."""
-    return read_mask_file(path, backbone(own.network), prunable, density, own.weights_key)
+    found = read_mask_file(path, backbone(own.network), prunable, density, own.weights_key)
+    if str(path) != own.weights and has_meta(path) and read_meta(path).get("widths"):
+        raise UsageError(f"{path} is a compacted network: start from it with --weights {path}")
+    return found
 
 
 def given_outputs(config: Config) -> int | None:

@@ -22,7 +22,7 @@ from models.widths import Widths
 from program.given import given_outputs
 from program.settings import Config, check_classes
 from prompts import VisualPrompt
-from pruning.granularity import Rule, rule_of
+from pruning.granularity import ChannelRule, Rule, rule_of
 from pruning.masks import prunable, require_fit
 from pruning.measure import Counts, evaluate
 
@@ -60,9 +60,16 @@ def around(
 
 
 def pruning_rule(config: Config, network: nn.Module) -> Rule:
-    """The rule by which --granularity turns the scores of this network's weights into masks."""
+    """The rule by which --granularity turns the scores of this network's weights into masks.
+
+    Raises UsageError when a density leaves layers without a channel.
+    """
     size = max(config.sizes.input, config.sizes.output * any(config.prompted))
-    return rule_of(config.method.granularity, partial(channels_of, network, size))
+    rule = rule_of(config.method.granularity, partial(channels_of, network, size))
+    if isinstance(rule, ChannelRule):
+        for density in config.levels:
+            rule.require(density)
+    return rule
 
 
 def fitting_masks(

@@ -120,14 +120,18 @@ class ChannelRule:
     def select(self, values: Tensor, density: float, floor: float) -> Tensor:
         """The highest of the channels' scores (P,): bool (P,), an exact count; each layer has one.
 
-        P - int((1 - density) * P) stay. Raises UsageError where that is fewer than the layers.
+        P - int((1 - density) * P) stay.
         """
-        if count_at(density, self.count) < len(self.sizes):
-            raise UsageError(f"density {density:g} keeps {count_at(density, self.count)} channels "
-                             f"for {len(self.sizes)} layers: choose a higher one")
+        self.require(density)
         floor = max(floor, 1e-9)  # one of each layer, or nothing would pass
         require_room(self.sizes, density, floor)
         return select_top(lift_best(values.clone(), self.sizes, floor), density)
+
+    def require(self, density: float) -> None:
+        """Raises UsageError where a density keeps fewer channels than there are layers."""
+        if count_at(density, self.count) < len(self.sizes):
+            raise UsageError(f"density {density:g} keeps {count_at(density, self.count)} channels "
+                             f"for {len(self.sizes)} layers: choose a higher one")
 
     def masks(self, kept: Tensor, like: Mapping[str, Tensor]) -> Masks:
         """The masks of weights, bool by name and in the shapes of `like`, of channels kept (P,)."""

@@ -26,7 +26,8 @@ def steady_norms(network: nn.Module) -> nn.Module:
         if isinstance(norm, nn.BatchNorm2d):
             for tensor, low, high in ((norm.running_mean, -0.3, 0.3), (norm.running_var, 0.5, 2),
                                       (norm.weight, 0.5, 1.5), (norm.bias, -0.3, 0.3)):  # fmt: skip
-                nn.init.uniform_(tensor, low, high)
+                if tensor is not None:
+                    nn.init.uniform_(tensor, low, high)
     return network.eval()
 
 
@@ -246,6 +247,90 @@ def test_a_constant_goes_nowhere_where_another_would_see_it(kind):
         network.a.bias[[1, 3]] = torch.tensor([-0.7, 0.9])
     small = require_equal(network, SIZE)
     assert len(small.a.weight) == (4 if kind == "nothing" else 6)
+
+
+class Own(nn.Conv2d):
+    """A convolution whose forward is its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(6, 6, 3, padding=1, bias=how != "without its bias")
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.weight, padding=1)
+        return y if self.how == "without its bias" else y.relu() + self.bias.view(-1, 1, 1)
+
+
+class Holds(nn.Module):
+    """A tensor that is in no state, and one that differs from place to place."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.plain = kind, torch.rand(6, 1, 1) + 0.5
+        self.register_buffer("places", (torch.rand(SIZE, SIZE) > 0.5).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.plain if self.kind == "a plain tensor" else self.places)
+
+
+def into_a_view(x: Tensor) -> Tensor:
+    x = x * 1.0
+    x.flatten(2).add_(x.mean(1).flatten(1)[:, None])
+    return x
+
+
+def over_the_channels(x: Tensor) -> Tensor:
+    return F.max_pool2d(x.permute(0, 2, 3, 1), (1, 3), 1, (0, 1)).permute(0, 3, 1, 2)
+
+
+def as_tokens(norm: nn.Module) -> nn.Module:
+    back = Calls(lambda x: x.transpose(1, 2).unflatten(2, (SIZE, SIZE)))
+    return nn.Sequential(nn.Flatten(2), Calls(lambda x: x.transpose(1, 2)), norm, back)
+
+
+ODD = {
+    "a bias that it does not use": lambda: Own("without its bias"),
+    "a bias that it adds later": lambda: Own("later"),
+    "a plain tensor": lambda: Holds("a plain tensor"),
+    "a mask of places": lambda: Holds("places"),
+    "a mean of everything": lambda: Calls(lambda x: x - x.mean()),
+    "a change of a view": lambda: Calls(into_a_view),
+    "a pool over the channels": lambda: Calls(over_the_channels),
+    "a norm of the tokens": lambda: as_tokens(nn.BatchNorm1d(SIZE * SIZE)),
+    "a slope for each token": lambda: as_tokens(nn.PReLU(SIZE * SIZE)),
+    "an uneven pool": lambda: nn.AvgPool2d(3, 2, ceil_mode=True, divisor_override=5),
+    "a norm without statistics": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+    "a weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)),
+}
+
+
+@pytest.mark.parametrize("dead", ["filters", "columns"])
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_layer_gives_what_it_gave(name: str, dead: str) -> None:
+    network = seeded(lambda: Between(ODD[name]()))
+    with torch.no_grad():
+        if dead == "filters":
+            network.a.weight[[1, 4]] = 0.0
+        else:
+            network.b.weight[:, [0, 3]] = 0.0
+    require_equal(network, SIZE)
+
+
+def test_attention_reads_constants_and_keeps_its_width() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 4)
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).flatten(2).transpose(1, 2)
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    network = seeded(Attends)
+    with torch.no_grad():
+        network.a.weight[[0, 5]] = 0.0
+    assert require_equal(network, SIZE).attention.in_proj_weight.shape == (18, 6)
 
 
 def test_channels_side_by_side_are_removed_where_each_lies() -> None:

@@ -14,6 +14,7 @@ base="--experiment_name channels --save_dir $save_dir --dataset digits --network
 common="$base --density_list 0.5,0.3 --granularity channel --score_lr 0.03 --score_vp_lr 0.01"
 
 queue vpns 5 "$seeds"
+queue vpns 5 "$seeds" --pad_size 0
 queue hydra 10 "$seeds"
 queue omp 20 "$seeds"
 queue random 20 "$seeds"
