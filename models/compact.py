@@ -18,17 +18,20 @@ MOST_ROUNDS = 20  # a channel may be dead only once others are gone
 
 
 @torch.no_grad()
-def compacted(network: nn.Module, size: int, constants: bool = True) -> nn.Module:
+def compacted(
+    network: nn.Module, size: int, constants: bool = True, block: int = 1
+) -> nn.Module:
     """A copy of a network without its dead channels, in eval mode, with the same outputs.
 
     `size` is that of its images, in pixels. A network where nothing is dead is copied as it is.
     One whose code looks at the widths of its own tensors may go another way: compare the outputs.
-    Without `constants` only what nothing reads, or what is always zero, is removed.
+    Without `constants` only what nothing reads, or what is always zero, is removed. Of the dead
+    channels some stay where they make the channels of a layer a multiple of `block`.
     """
     network = copy.deepcopy(network).eval()
     for _ in range(MOST_ROUNDS):
         state = network.state_dict()
-        smaller = _without(state, channels_of(network, size), constants)
+        smaller = _without(state, channels_of(network, size), constants, block)
         widths = widths_of(state, smaller)
         if not widths:
             break
@@ -37,7 +40,7 @@ def compacted(network: nn.Module, size: int, constants: bool = True) -> nn.Modul
 
 
 def _without(
-    state: Mapping[str, Tensor], channels: Channels, constants: bool
+    state: Mapping[str, Tensor], channels: Channels, constants: bool, block: int
 ) -> dict[str, Tensor]:
     """A state dict without the dead channels."""
     state = {name: tensor.clone() for name, tensor in state.items()}
@@ -45,7 +48,7 @@ def _without(
     for reader in channels.readers:
         if reader.padded:
             dead[_stand_in(state[reader.weight], reader, dead)] = False
-    _keep_one(channels, dead)
+    _round_up(channels, dead, block)
     members = dict(channels.members)
     for reader in channels.readers:
         if bias := _fold(state, reader, dead):
@@ -82,11 +85,12 @@ def _stand_in(weight: Tensor, reader: Reader, dead: Tensor) -> Tensor:
     return reader.slots[places[largest]]
 
 
-def _keep_one(channels: Channels, dead: Tensor) -> None:
-    """Let no layer be without a channel."""
+def _round_up(channels: Channels, dead: Tensor, block: int) -> None:
+    """Let the channels of each layer be whole blocks, if it has as many, and at least one."""
     for numbers in channels.members.values():
-        if dead[numbers].all():
-            dead[numbers[0]] = False
+        gone = numbers[dead[numbers]].unique()
+        left = len(numbers) - int(dead[numbers].sum())
+        dead[gone[: -left % block if left else block]] = False
 
 
 def _fold(state: dict[str, Tensor], reader: Reader, dead: Tensor) -> str | None:

@@ -141,7 +141,9 @@ def as_onnx(model: Deployed, names: tuple[str, ...], path: Path) -> Run:
     )  # fmt: skip
     exported.model.metadata_props["classes"] = json.dumps(list(names))
     exported.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()  # its threads would go on, in the way of what comes next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

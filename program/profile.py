@@ -26,7 +26,7 @@ from utils.files import write_json
 from utils.packed import pack
 
 NUMBERS = ("weights", "kept", "dead", "macs", "effective")
-BATCHES, TURNS = (1, 32), 15
+BATCHES, TURNS = (1, 32), 31
 Row = dict[str, Any]
 
 
@@ -82,34 +82,37 @@ def layers(model: Deployed, masks: dict[str, Tensor]) -> list[Row]:
 def latencies(
     models: Mapping[str, Deployed], compiles: bool = True
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds by the size of a batch, and by the model's name and what runs it."""
-    runs: dict[str, Callable[[Tensor], Any]] = {f"{name}eager": m for name, m in models.items()}
-    if has_onnx():
-        with TemporaryDirectory() as folder:
-            for name, model in models.items():
-                runs[f"{name}onnxruntime"] = as_onnx(model, (), Path(folder, "model.onnx"))
-    found = {}
-    for count in BATCHES:
-        here = dict(runs)
-        for name, model in models.items():
-            images = torch.zeros(count, 3, model.size, model.size, dtype=torch.uint8)
-            if not compiles:
-                continue
-            with suppress(Exception):  # no compiler, or a network that cannot be compiled
-                compiled = torch.compile(copy.deepcopy(model))
-                compiled(images)
-                here[f"{name}compiled"] = compiled
-        found[str(count)] = medians(here, images)
+    """Milliseconds by the size of a batch, and by the model's name and what runs it.
+
+    Models take turns; what runs them does not, as the threads of one are in the way of another's.
+    """
+    found: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as folder:
+        for count in BATCHES:
+            size = next(iter(models.values())).size
+            images = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+            times = {f"{name}eager": ms for name, ms in medians(models, images).items()}
+            if compiles:
+                with suppress(Exception):  # no compiler, or a network that cannot be compiled
+                    runs = {n: torch.compile(copy.deepcopy(model)) for n, model in models.items()}
+                    times |= {f"{n}compiled": ms for n, ms in medians(runs, images).items()}
+            found[str(count)] = times
+        if has_onnx():
+            path = Path(folder, "model.onnx")
+            runs = {name: as_onnx(model, (), path) for name, model in models.items()}
+            for count, times in found.items():
+                some = images[: int(count)]
+                times |= {f"{n}onnxruntime": ms for n, ms in medians(runs, some).items()}
     return found
 
 
 def medians(runs: Mapping[str, Callable[[Tensor], Any]], images: Tensor) -> dict[str, float]:
-    """Median milliseconds of runs that take turns, after one each to warm up."""
+    """Median milliseconds of runs that take turns, back and forth, after one each to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(1 + TURNS):
-        for name, run in runs.items():
+        for name in runs if turn % 2 else reversed(runs):
             start = time.perf_counter()
-            run(images)
+            runs[name](images)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: round(1000 * statistics.median(s), 3) for name, s in seconds.items()}

@@ -369,6 +369,18 @@ def test_an_emptied_layer_keeps_one_channel() -> None:
     assert len(small.b.weight) == 1
 
 
+def test_dead_channels_stay_to_fill_a_block() -> None:
+    network = seeded(lambda: Between(Residual()))
+    with torch.no_grad():
+        network.b.weight[:, :5] = 0.0
+        network.body.conv.weight[:, :5] = 0.0
+    assert len(compacted(network, SIZE).a.weight) == 1
+    small = compacted(network, SIZE, block=4)
+    assert len(small.a.weight) == 4 and difference(network, small, SIZE) < CLOSE
+    again = compacted(small, SIZE, block=4)
+    assert widths_of(small.state_dict(), again.state_dict()) == {}
+
+
 def test_a_channel_dies_when_all_that_read_it_are_dead() -> None:
     network = seeded(lambda: Between(nn.Sequential(
         nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1))))  # fmt: skip
