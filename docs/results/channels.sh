@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Whole channels on scikit-learn's digits, from the shipped ResNet-20: 50 and 70 % fewer, beside the
-# networks of torch-pruning (pip install torch-pruning) with as many multiply-adds; 20 passes over the
-# training set for each (OMP 40). Then the networks of the first seed without their dead channels.
-# About half an hour on two cores.
+# networks of torch-pruning (pip install torch-pruning) with as many multiply-adds, fine-tuned like the
+# dense one; 20 passes over the training set for each (OMP 40). Then the networks of the first seed
+# without their dead channels. About forty minutes on two cores.
 #   SEEDS="7 9 17" bash docs/results/channels.sh
 set -euo pipefail
 . "$(dirname -- "$0")/cells.sh"
