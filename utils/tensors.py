@@ -38,19 +38,12 @@ def read_tensors(path: Path, known: bool = False) -> dict[str, Any]:
     try:
         with signals_later():
             compared = _check_side_car(path)
-            if is_safetensors(path):
-                content, unsummed = _read_safetensors(path), "safetensors"
-            else:
-                content, has_sums = read_torch(path, sums=not compared)
-                unsummed = "" if has_sums else "the old format of torch.save"
+            content, worth = _read(path, compared)
     except OSError as error:
         raise VPNsError(f"{path} cannot be read ({error.strerror or first_line(error)})") from error
     if not isinstance(content, dict):
         raise VPNsError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
     if not (compared or known):
-        worth = "only the CRC-32 sums inside it were compared"
-        if unsummed:
-            worth = f"{unsummed} has no checksum, so a changed bit would not be noticed"
         note(f"{path} has no {path.name}.sha256 beside it: {worth}")
     return content
 
@@ -67,6 +60,17 @@ def is_safetensors(path: Path) -> bool:
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or path.suffix in SUFFIXES:
         return path.suffix == ".safetensors" and start[:1] != b"P"
     raise VPNsError(f"{path} is no file of weights: neither of safetensors nor of torch.save")
+
+
+def _read(path: Path, compared: bool) -> tuple[Any, str]:
+    """The content of a file, and the worth of the checksums inside it, which are compared unless
+    the whole file was (`compared`)."""
+    blind = "has no checksum, so a changed bit would not be noticed"
+    if is_safetensors(path):
+        return _read_safetensors(path), f"safetensors {blind}"
+    content, has_sums = read_torch(path, sums=not compared)
+    inside = "only the CRC-32 sums inside it were compared"
+    return content, inside if has_sums else f"the old format of torch.save {blind}"
 
 
 @contextmanager
