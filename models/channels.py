@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
@@ -393,6 +391,9 @@ class _Trace(fx.Interpreter):
 
         To parameters that are `tied` to others, or that something else looks at, nothing is added.
         """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         used = Counter(name for node in self.module.graph.nodes if node.op == "get_attr"
                        for name in [node.target] * len(node.users))  # fmt: skip
         fixed = {*tied, *(name for name, count in used.items() if count > self.uses[name])}

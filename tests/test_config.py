@@ -252,7 +252,7 @@ def typed_otherwise(name: str) -> list[list[str]]:
     if isinstance(DEFAULTS[name], bool):
         return [[f"--{name}"], [f"--no_{name}"]]
     values = about["choices"] or ("3", "0.01", "0.3,0.2", "230", "cpu", "none", "vgg16", "half",
-                                  "x.pth")  # fmt: skip
+                                  "x.pth", "channel")  # fmt: skip
     return [[f"--{name}", value] for value in values]
 
 
