@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import socket
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.errors import DataError, message_of
 TEST_FRACTION = 0.2
 PARTS = ("training", "test")  # as messages call them
 DEFAULT_FOLDERS = ("dataset", "datasets")
+TIMEOUT = 60.0  # seconds without a byte before a download gives up
 MOST_SECONDS = 24 * 3600  # of a download as a whole
 DAMAGED = (*UNREADABLE, RuntimeError, UnpicklingError)
 FETCH_ERRORS = (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException,
@@ -103,14 +105,16 @@ def _begun(spec: Spec, root: Path) -> bool:
 def _fetch_into(spec: Spec, target: Path) -> None:
     """Download beside `target`, then move it into place, so that it is whole or absent."""
     created = [folder for folder in target.parents if not folder.exists()]
-    most = 4 * spec.bytes  # packed, unpacked, and more
+    patience, most = socket.getdefaulttimeout(), 4 * spec.bytes  # packed, unpacked, and more
     try:
+        socket.setdefaulttimeout(TIMEOUT)
         with guarded(), fetched(target.parent, spec.fetch, most, MOST_SECONDS) as aside:
             if _missing(spec, target):
                 target.mkdir(exist_ok=True)
                 for entry in aside.iterdir():
                     os.replace(entry, target / entry.name)
     finally:
+        socket.setdefaulttimeout(patience)
         for folder in created:
             with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()

@@ -41,10 +41,7 @@ def find_state(
     counters of operations are. `key` names the container where several hold one. Raises ValueError
     when none does.
     """
-    found = {
-        where: {n if n in expected else WRAPPER.sub("", n): tensor for n, tensor in tensors.items()}
-        for where, tensors in containers(content)
-    }
+    found = {where: unwrapped(tensors, expected) for where, tensors in containers(content)}
     places = {
         (where, prefix): count
         for where, tensors in found.items()
@@ -105,6 +102,12 @@ def masks_beside(
     named_like = {n if n in weights else f"{n}.weight": mask for n, mask in masks.items()}
     return {n: mask for n, mask in named_like.items()
             if n in weights and mask.shape == weights[n].shape}  # fmt: skip
+
+
+def unwrapped(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors without the names of wrappers around single layers."""
+    return {name if name in expected else WRAPPER.sub("", name): tensor
+            for name, tensor in tensors.items()}  # fmt: skip
 
 
 def prefixes(names: Mapping[str, Any], expected: Mapping[str, Any]) -> Counter[str]:

@@ -25,6 +25,7 @@ from utils.files import below, sha256_file
 from utils.tensors import SUFFIXES, first_line, read_tensors
 from utils.torch_look import ZIP_START
 
+TIMEOUT = 60  # seconds without a byte
 AGAIN = ": get it again"  # how the reader ends what it says of a damaged file
 DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 
@@ -168,7 +169,7 @@ def _drive_id(source: str) -> str | None:
 
 def _from_web(url: str, aside: Path) -> None:
     request = Request(url, headers={"User-Agent": "vpns"})
-    with urlopen(request) as reply, open(aside, "wb") as file:
+    with urlopen(request, timeout=TIMEOUT) as reply, open(aside, "wb") as file:
         shutil.copyfileobj(reply, file)
         announced, size = reply.headers.get("Content-Length"), file.tell()
     if announced is not None and int(announced) != size:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +47,7 @@ def check_data(config: Config) -> None:
     report: Report = {
         "dataset": data.dataset,
         "folder": str(root.absolute()) if SPECS[data.dataset].markers else None,
-        "found": present(SPECS[data.dataset], root)
-        or [os.path.relpath(part, root) for part in (find_layout(root) or ())[:2] if part],
+        "found": present(SPECS[data.dataset], root) or parts_of(root),
         "classes": len(splits.train.classes),
         "notes": splits.notes,
         "splits": dict(zip(splits._fields, reports, strict=True)), "unused": unused(splits),
@@ -57,6 +57,12 @@ def check_data(config: Config) -> None:
     print("RESULT " + json.dumps(report))
     if problem:
         raise problem
+
+
+def parts_of(root: Path) -> list[str]:
+    """The folders of a user's own images that are taken for parts, relative to `root`."""
+    layout = find_layout(root)
+    return [os.path.relpath(part, root) for part in (layout or ())[:2] if part]
 
 
 def split_report(part: Part, faults: Faults) -> Report:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from utils.errors import VPNsError
 from utils.files import below
 
 MOST_BYTES, MOST_SECONDS = 4 * 10**9, 2 * 3600  # of a file of weights
-TIMEOUT = 60.0  # seconds without a byte before a download gives up
 LOOK = 2.0  # seconds between looks at what has come
 
 
@@ -46,13 +44,8 @@ def fetched(
     """
     parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".fetch-", dir=parent) as folder:
-        patience = socket.getdefaulttimeout()
-        try:
-            socket.setdefaulttimeout(TIMEOUT)
-            with bounded(Path(folder), most, seconds):
-                fetch(Path(folder))
-        finally:
-            socket.setdefaulttimeout(patience)
+        with bounded(Path(folder), most, seconds):
+            fetch(Path(folder))
         yield Path(folder)
 
 
@@ -65,8 +58,7 @@ def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
     start = time.monotonic()
 
     def look(*_: Any) -> None:
-        there = filter(os.path.lexists, below(folder))  # some may vanish meanwhile
-        if sum(os.lstat(path).st_size for path in there) > most:
+        if _bytes_in(folder) > most:
             raise OSError(f"more than {most:,} bytes came")
         if time.monotonic() > start + seconds:
             raise OSError(f"not whole after {seconds / 3600:g} hours")
@@ -81,3 +73,8 @@ def bounded(folder: Path, most: int, seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, answer)
         if left:  # somebody else's
             signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - start)))
+
+
+def _bytes_in(folder: Path) -> int:
+    """The sizes of all files in a folder, of which some may vanish meanwhile."""
+    return sum(os.lstat(path).st_size for path in below(folder) if os.path.lexists(path))
