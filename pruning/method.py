@@ -177,5 +177,6 @@ class Method:
     chained: bool = False  # each level goes on from the one before: densities must fall
     learns: bool = False  # the search trains under a mask from its first step: norms move in it
     granularities: tuple[str, ...] = (WEIGHT,)  # what it can prune together
+    trains: bool = False  # the search trains the weights, and fine-tuning goes on from there
     exact: bool = True  # its masks have the very count that the density asks for
     curve: tuple[str, str] | None = None  # colour and marker in the report's pictures

@@ -43,7 +43,8 @@ class Stage:
     A half-step is one update on the batch of one view. Its hooks: `gradients(half)` comes after
     the backward pass and may turn gradients into others; `renew()` comes after the optimizers and
     sets the weights that follow from what moved. `renew` also follows a restored state, so a second
-    call must change nothing.
+    call must change nothing. `before_step(done, of)` comes before each iteration, with the number
+    of those that were made and of all that the stage makes.
     """
 
     name: str
@@ -55,7 +56,9 @@ class Stage:
     frozen_statistics: bool = False  # BatchNorm and dropout as in evaluation
     keep_best: bool = False  # end with the best validation epoch, where there is a validation view
     carried: tuple[nn.Parameter, ...] = ()  # frozen, yet in the states: no need to go further back
+    recorded: bool = True  # as CUDA graphs: no hook decides anything by a number of the step
     before_epoch: Callable[[], None] = nothing
+    before_step: Callable[[int, int], None] = nothing
     gradients: Callable[[int], None] = nothing
     renew: Callable[[], None] = nothing
 

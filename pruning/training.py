@@ -138,10 +138,11 @@ def run_steps(training: Training) -> None:
     title = f"{stage.name} epoch {training.epoch + 1} of {stage.epochs}"
     work = partial(half_step, training)
     # A recording holds its learning rates: those that change by the step are not recorded.
-    plain = nullcontext(work) if training.by_step else None
+    plain = nullcontext(work) if training.by_step or not stage.recorded else None
     with plain or replayed(work, training.model, training.with_grad) as update:
         for step in log.steps(range(training.step, training.steps), title):
             batch = {view: next(stream) for view, stream in streams.items()}
+            stage.before_step(training.epoch * training.steps + step, stage.epochs * training.steps)
             for half, view in enumerate(stage.views):
                 reseed(training.device, *key, step, half)  # what the model draws, such as dropout
                 update(half, view, *batch[view])

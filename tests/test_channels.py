@@ -442,7 +442,7 @@ def sparse(name: str, density: float, seed: int, of: str) -> nn.Module:
     return network
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(density=st.sampled_from([0.5, 0.1, 0.02, 0.005]), seed=st.integers(0, 99),
        of=st.sampled_from(["weights", "filters", "columns", "layers"]))  # fmt: skip
 @pytest.mark.parametrize("name", HERE)

@@ -29,7 +29,8 @@ from pruning.training import run_stage
 from utils.counts import pruned_count
 from utils.optim import Optim, OptimConfig
 
-LEARNED = [name for name, method in METHODS.items() if method.learns]
+# RigL looks at the number of a step between its passes, and is not recorded.
+REPLAYED = [name for name, m in METHODS.items() if (m.learns or m.trains) and name != "rigl"]
 
 
 class Calls(TorchDispatchMode):
@@ -131,7 +132,7 @@ def finetuned(model: PromptedClassifier, log: MemoryLog, **options: Any) -> None
 
 
 @pytest.mark.parametrize("views", [BOTH, (CLEAN,), (CLEAN, CLEAN)], ids=str)
-@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("method", REPLAYED)
 def test_a_search_replays_to_the_same_bits(stand_in: StandIn, method: str, views: tuple) -> None:
     both(stand_in, lambda: search(method, views=views, model=tiny_model()))
 
