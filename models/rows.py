@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from models.pretrained import misfit
 from models.widths import Widths, with_widths
 
-KINDS = ("weight", "bias")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 COLOURS: dict[str, Colours] = {
@@ -55,15 +54,20 @@ class Backbone:
     std: tuple[float, float, float] = IMAGENET_STD
     other_heads: tuple[str, ...] = ()
 
+    @property
+    def head_tensors(self) -> frozenset[str]:
+        """The names that weights and biases of the last layers have."""
+        heads = (self.head, *self.other_heads)
+        return frozenset(f"{head}.{kind}" for head in heads for kind in ("weight", "bias"))
+
     def narrowed(self, widths: Widths) -> "Backbone":
         """The row of the network with these widths; its head has an output a class as before."""
-        heads = (self.head, *self.other_heads)
 
         def build(classes: int) -> nn.Module:
             if not isinstance(widths, dict) or not all(map(_is_list, widths.values())):
                 raise ValueError("widths that are no shapes")
             shapes = dict(widths)
-            for name in shapes.keys() & {f"{head}.{kind}" for head in heads for kind in KINDS}:
+            for name in shapes.keys() & self.head_tensors:
                 shapes[name] = [classes, *shapes[name][1:]]
             return with_widths(self.build(classes), shapes)
 

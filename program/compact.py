@@ -16,19 +16,27 @@ from models.compact import compacted
 from models.deployed import Deployed, deployed
 from models.widths import widths_of
 from program.checkpoints import read_checkpoint
-from program.export import made_aside, own_outputs, target_folder, test_images, told, written
+from program.export import (
+    logits_of,
+    made_aside,
+    own_outputs,
+    target_folder,
+    test_images,
+    told,
+    written,
+)
 from program.profile import latencies, layers
-from program.settings import Config, Typed, named
+from program.settings import Config, Typed, chosen_flags, named
+from runfolder.level import MODEL
 from runfolder.surroundings import environment
 from utils.checkpoint import load_model, save_model
-from utils.config import flatten
 from utils.errors import VPNsError, message_of
 from utils.files import write_json
 
-MODEL, PROOF = "model.safetensors", "compact.json"
+PROOF = "compact.json"
 BLOCK = 4  # channels: with other numbers ONNX Runtime was slower than with all of them
 CLOSE = 1e-5  # of the largest output
-BATCH = 64
+IMAGES = 64  # random ones
 
 
 @torch.no_grad()
@@ -43,7 +51,7 @@ def compact(config: Config, typed: Typed) -> dict[str, Any]:
     source, folder = Path(config.run.compact), target_folder(config.run, config.run.compact)
     content, own = load_model(source), named(config, typed)
     before, names = deployed(source, *content, config.run.clean, own)
-    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    chosen = chosen_flags(config, typed)
     checkpoint = read_checkpoint(source, chosen)
     flags = {**checkpoint.flags, **chosen}
     tensors, meta = own_outputs(*content)
@@ -62,7 +70,7 @@ def compact(config: Config, typed: Typed) -> dict[str, Any]:
     with made_aside(folder) as aside:
         save_model(aside / MODEL, tensors, meta)
         write_json(aside / PROOF, proof)
-        exported = written(aside / MODEL, aside, config, typed)
+        exported = written(aside / MODEL, tensors, meta, aside, config, typed)
     return {"compacted": str(folder), "bytes": told(folder), **proof, "exported": exported}
 
 
@@ -98,21 +106,17 @@ def differences(
     after = copy.deepcopy(before)
     after.network, after.label_map = network, None
     draw = torch.Generator().manual_seed(0)
-    shown = {"random": torch.rand(BATCH, 3, size, size, generator=draw)}
+    shown = {"random": torch.rand(IMAGES, 3, size, size, generator=draw)}
     images, _, where = test_images(flags, size)
     if where:
         shown[where] = images.float() / 255
     found = {}
     for name, images in shown.items():
         for view in ("clean", *["prompted"] * (before.prompt is not None)):
-            logits = [_logits(model, images, view == "prompted") for model in (before, after)]
+            logits = [logits_of(model, images, view == "prompted") for model in (before, after)]
             largest = logits[0].abs().max().clamp(min=1)
             found[f"{name} {view}"] = float((logits[0] - logits[1]).abs().max() / largest)
     return found
-
-
-def _logits(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tensor:
-    return torch.cat([model.eval()(part, prompted) for part in images.split(BATCH)])
 
 
 def costs(

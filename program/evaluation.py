@@ -16,10 +16,10 @@ from models.zoo import ZOO, fetch
 from program.checkpoints import completed, read_checkpoint
 from program.details import measure
 from program.record import percent
-from program.settings import Config, Typed
+from program.settings import Config, Typed, chosen_flags
 from pruning.masks import kept_count, total_count
 from runfolder.results import CONFUSIONS, draw_confusions
-from utils.config import flatten, replace_flags
+from utils.config import replace_flags
 from utils.device import choose_device
 from utils.errors import UsageError, optional, printable
 from utils.ranks import first
@@ -38,7 +38,7 @@ def evaluate_checkpoint(config: Config, typed: Typed) -> dict[str, Any]:
     """
     device, source = choose_device(config.run.device, config.run.gpu), config.run.evaluate
     path = one_first(partial(fetch, source))
-    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    chosen = chosen_flags(config, typed)
     entry = ZOO.get(source)
     known = {} if entry is None else {"dataset": entry.dataset, "density": entry.density}
     checkpoint = read_checkpoint(path, known | chosen)

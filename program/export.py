@@ -22,9 +22,8 @@ from models.deployed import Deployed, deployed
 from models.hub import push
 from program.checkpoints import completed, read_checkpoint
 from program.flags import RunConfig
-from program.settings import Config, Typed, named
+from program.settings import Config, Typed, chosen_flags, named
 from utils.checkpoint import load_model
-from utils.config import flatten
 from utils.errors import DataError, UsageError, VPNsError, note, printable
 from utils.files import atomic_write, sha256_file
 
@@ -43,9 +42,10 @@ def export(config: Config, typed: Typed) -> dict[str, Any]:
     """
     run = config.run
     source, folder = Path(run.export), target_folder(run, run.export)
+    tensors, meta = load_model(source)
     with made_aside(folder) as aside:
-        found = written(source, aside, config, typed)
-        _write_weights(aside, *own_outputs(*load_model(source)))
+        found = written(source, tensors, meta, aside, config, typed)
+        _write_weights(aside, *own_outputs(tensors, meta))
     pushed = push(folder, run.push_to) if run.push_to else None
     return {"exported": str(folder), "bytes": told(folder), **found, "pushed": pushed}
 
@@ -80,24 +80,27 @@ def told(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def written(source: Path, folder: Path, config: Config, typed: Typed) -> dict[str, Any]:
-    """Write `.pt2`, ONNX, labels and a card of a model file into a folder; what they gave.
+def written(
+    source: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], folder: Path,
+    config: Config, typed: Typed,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `.pt2`, ONNX, labels and a card of a model file, whose content is given, into a folder.
 
     All are compared with our own outputs on test images, or on random ones where there are none.
-    Raises VPNsError when they differ.
+    Returns the differences, and accuracy and number of the images. Raises VPNsError when they
+    differ.
     """
     run = config.run
-    tensors, meta = load_model(source)
     model, names = deployed(source, tensors, meta, run.clean, named(config, typed))
     programs = {"model.pt2": _as_program(model, folder / "model.pt2")}
     if has_onnx():
         programs["model.onnx"] = as_onnx(model, names, folder / "model.onnx")
     else:
         note("no model.onnx: it needs pip install onnx onnxscript onnxruntime")
-    chosen = {name: value for name, value in flatten(config).items() if name in typed}
+    chosen = chosen_flags(config, typed)
     ours = read_checkpoint(source, chosen)
     images, labels, where = test_images({**ours.flags, **chosen}, model.size)
-    expected = _expected(ours.model.eval(), images, not run.clean)
+    expected = logits_of(ours.model, images.float() / 255, not run.clean).softmax(1)
     found = {}
     for name, program in programs.items():
         outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
@@ -162,10 +165,9 @@ def test_images(flags: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, st
 
 
 @torch.no_grad()
-def _expected(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tensor:
-    """The probabilities that the program itself gives, (N, C)."""
-    batches = (images.float() / 255).split(BATCH)
-    return torch.cat([model(x, prompted=prompted).softmax(1) for x in batches])
+def logits_of(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tensor:
+    """What the program itself gives for images in [0, 1], (N, C)."""
+    return torch.cat([model.eval()(x, prompted=prompted) for x in images.split(BATCH)])
 
 
 def own_outputs(
@@ -173,9 +175,8 @@ def own_outputs(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A network with an output for each class in the place of its label map."""
     row, label_map, tensors = backbone(meta["network"]), meta["label_map"], dict(tensors)
-    for head in (row.head, *row.other_heads) if label_map is not None else ():
-        for name in tensors.keys() & {f"{head}.weight", f"{head}.bias"}:
-            tensors[name] = tensors[name][label_map]
+    for name in tensors.keys() & row.head_tensors if label_map is not None else ():
+        tensors[name] = tensors[name][label_map]
     config = meta["config"] | {"label_mapping_mode": "none"}
     return tensors, {**meta, "label_map": None, "config": config}
 

@@ -170,6 +170,11 @@ def named(config: Config, typed: Typed) -> str | None:
     return config.network.network if "network" in typed else None
 
 
+def chosen_flags(config: Config, typed: Typed) -> dict[str, Any]:
+    """The flags that the user has given, with their values."""
+    return {name: value for name, value in flatten(config).items() if name in typed}
+
+
 def preset_values(config: Config, typed: Typed) -> dict[str, Any]:
     """What the chosen preset sets; typed flags stay."""
     if config.method.preset == "none":

@@ -28,7 +28,9 @@ def dense_phase(search: Search) -> Scores:
     return prunable_weights(model.network, trained)
 
 
-def weight_stage(search: Search, name: str, **options: object) -> Stage:
+def weight_stage(
+    search: Search, name: str, any_density: bool = True, **options: object
+) -> Stage:
     """A training phase of all weights, and of the prompt where the search shows it."""
     weights = Group(tuple(search.model.network.parameters()), search.weight_optim)
     return Stage(
@@ -36,7 +38,7 @@ def weight_stage(search: Search, name: str, **options: object) -> Stage:
         search.epochs,
         groups=(weights, *search.prompt_groups()),
         views=search.views,
-        any_density=True,
+        any_density=any_density,
         before_epoch=search.before_epoch,
         **options,
     )

@@ -22,8 +22,7 @@ LARGEST = 64  # M of a pattern
 
 def granularity_named(text: str) -> str:
     """A parser for --granularity; ValueError for another word."""
-    if text not in (WEIGHT, CHANNEL):
-        pattern_of(text)
+    pattern_of(text)
     return text
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pruning.dense import weight_stage
 from pruning.masks import Masks, in_shapes, prunable
 from pruning.method import Search
-from pruning.stage import Group, Stage, nothing
+from pruning.stage import nothing
 from pruning.training import run_stage
 
 
@@ -52,26 +53,22 @@ class MovingMask:
         """
         search = self.search
         search.remap()
-        weights = Group(tuple(search.model.network.parameters()), search.weight_optim)
-        stage = Stage(
-            name="search",
-            epochs=search.epochs,
-            groups=(weights, *search.prompt_groups()),
-            views=search.views,
+        stage = weight_stage(
+            search,
+            "search",
+            any_density=False,
             recorded=gradients is nothing,
-            before_epoch=search.before_epoch,
             before_step=before_step,
             gradients=gradients,
             renew=self.renew,
         )
         search.tested(run_stage(search.model, stage, search.data, search.log))
         del search.model.moving_mask
-        return {name: mask.clone() for name, mask in self.masks.items()}
+        return self.masks
 
     def train_by_magnitude(self, before_step: Callable[[int, int], None]) -> Masks:
         """The same; a search without steps ends with the largest weights as well."""
         masks = self.train(before_step)
         if self.search.epochs == 0:
             self.take(self.search.keep(self.magnitudes()))
-            masks = {name: mask.clone() for name, mask in self.masks.items()}
         return masks
