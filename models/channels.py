@@ -7,9 +7,8 @@ is held: it cannot be removed.
 """
 
 import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,30 +19,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 
+from models.operations import OPERATIONS, Flow, first_values, over_images, same
 from utils.errors import VPNsError, message_of
 
-# Operations that change no number of a channel, or each channel by itself.
-KEEPS = frozenset((
-    "clone", "contiguous", "alias", "detach", "to", "max_pool2d",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "hardswish",
-))  # fmt: skip
 READS = {"conv1d", "conv2d", "conv3d", "linear"}
 ADAPTS = (Convolution, BatchNorm, nn.Linear, nn.PReLU)  # torch's layers that can be narrower
-
-
 STOCK = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward}
-
-
-class Flow(NamedTuple):
-    """The channels in a tensor of the graph: which dimension they are, and the slot of each.
-
-    `steady` (C,) marks channels that have the same value everywhere, whatever the images are.
-    """
-
-    axis: int
-    slots: Tensor
-    steady: Tensor
 
 
 class Reader(NamedTuple):
@@ -144,15 +125,14 @@ class _Trace(fx.Interpreter):
             return self.combine(n, given, result)
         if name == "cat":
             return self.join(n, given)
-        rule: Callable[..., Flow | None] | None = getattr(self, f"_{name}", None)
-        flow = self.flows.get(n.args[0])
-        if flow is None:
+        flow, rule = self.flows.get(n.args[0]), OPERATIONS.get(name)
+        if flow is None or (n.kwargs and rule not in (same, over_images)):
             return None
-        if name in KEEPS:
-            # Pooling goes over the last dimensions.
-            over = int(name[-2]) if name.endswith("d") and name[-2].isdecimal() else 0
-            return flow if flow.axis < result.ndim - over else None
-        return rule(n, flow, given, result) if rule and not n.kwargs else None
+        if name in ("batch_norm", "prelu"):
+            return self.norm(n, flow, given)
+        if name in ("pad", "constant_pad_nd"):
+            return self.pad(n, flow, given[n.args[0]])
+        return rule and rule(flow, given[n.args[0]], result, *n.args[1:])
 
     def unsettle(self, n: fx.Node, known: bool) -> None:
         """Hold what shares its memory with a tensor that was changed in place.
@@ -174,6 +154,10 @@ class _Trace(fx.Interpreter):
         if held:
             self.held.append(slots)
         return slots
+
+    def unknown(self, axis: int, count: int) -> Flow:
+        """The channels of a tensor of which nothing is known: they are held."""
+        return Flow(axis, self.new(count, held=True), torch.zeros(count, dtype=torch.bool))
 
     def hold(self, node: Any) -> None:
         """Let nothing remove the channels of a tensor."""
@@ -216,9 +200,8 @@ class _Trace(fx.Interpreter):
             self.hold(source)
             flow = None
         inputs = x.shape[axis]
-        if flow is None:
-            flow = Flow(axis, self.new(inputs, held=True), torch.zeros(inputs, dtype=torch.bool))
-        value = _first(x, axis)
+        flow = flow or self.unknown(axis, inputs)
+        value = first_values(x, axis)
         padded = isinstance(padding, str) or any(np.atleast_1d(padding))
         still = flow.steady & ((value == 0) | (not padded))
         if groups == 1:
@@ -249,7 +232,8 @@ class _Trace(fx.Interpreter):
             return None
         axis = axes.pop()
         count = result.shape[axis]
-        slots, steady, zero = None, torch.ones(count, dtype=torch.bool), []
+        slots, steady = None, torch.ones(count, dtype=torch.bool)
+        zero, along = torch.zeros(count, dtype=torch.bool), {}  # parameters, by their dimension
         for node, v in tensors.items():
             place = axis - (result.ndim - v.ndim)
             wide = place >= 0 and v.shape[place] == count
@@ -257,45 +241,33 @@ class _Trace(fx.Interpreter):
             if flow is not None and wide:
                 slots, steady = flow.slots if slots is None else slots, steady & flow.steady
                 self.same.append((slots, flow.slots))
-                zero.append(flow.steady & (_first(v, place) == 0))
+                zero |= flow.steady & (first_values(v, place) == 0)
             elif flow is not None or (wide and count > 1 and not self.owned(node)):
                 return None
             elif node.op != "get_attr" or v.numel() > (count if wide else 1):
                 steady = torch.zeros_like(steady)  # it differs from place to place
+            if self.owned(node):
+                along[node] = place if wide else None
         if slots is None:
             return None
-        for node, v in tensors.items():  # parameters, such as the scale of a layer
-            place = axis - (result.ndim - v.ndim)
-            if self.owned(node):
-                self.use(node)
-                if place >= 0 and v.shape[place] == count:
-                    self.member(node, place, slots)
+        for node, place in along.items():  # such as the scale of a layer
+            self.use(node)
+            if place is not None:
+                self.member(node, place, slots)
         if _name(n).rstrip("_") == "mul":
-            for nothing in zero:
-                steady = steady | nothing
+            steady = steady | zero
         return Flow(axis, slots, steady)
 
     def join(self, n: fx.Node, given: Mapping[fx.Node, Any]) -> Flow | None:
         """Tensors one after the other, along their channels."""
         nodes = n.args[0]
         along = (n.args[1] if len(n.args) > 1 else 0) % given[nodes[0]].ndim
-        parts = []
-        for node in nodes:
-            flow, width = self.flows.get(node), given[node].shape[along]
-            if flow is None:
-                steady = torch.zeros(width, dtype=torch.bool)
-                flow = Flow(along, self.new(width, held=True), steady)
-            parts.append(flow)
-        if any(flow.axis != along for flow in parts):
-            return None
-        return Flow(along, *(torch.cat([flow[i] for flow in parts]) for i in (1, 2)))
+        parts = [self.flows.get(node) or self.unknown(along, given[node].shape[along])
+                 for node in nodes]  # fmt: skip
+        return joined(along, parts) if all(flow.axis == along for flow in parts) else None
 
-    def _dropout(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        return None if n.args[2] else flow
-
-    _feature_dropout = _dropout
-
-    def _batch_norm(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
+    def norm(self, n: fx.Node, flow: Flow, given: Mapping[fx.Node, Any]) -> Flow | None:
+        """BatchNorm and PReLU, which have numbers for each channel, the second dimension."""
         if flow.axis != 1:
             return None
         for node in n.args[1:5]:
@@ -305,86 +277,20 @@ class _Trace(fx.Interpreter):
                     return None
         return flow
 
-    _prelu = _batch_norm
-
-    def _avg_pool2d(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        if flow.axis >= result.ndim - 2:
-            return None
-        padded = any(np.atleast_1d(n.args[3])) if len(n.args) > 3 else False
-        uneven = padded or any(n.args[6:])  # another divisor
-        return self._at_border(flow, given[n.args[0]]) if uneven else flow
-
-    def _pad(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
+    def pad(self, n: fx.Node, flow: Flow, x: Tensor) -> Flow | None:
         """Zeros around each channel, or channels of zeros beside the others."""
         if any(n.args[2:]) and (n.args[2] != "constant" or any(n.args[3:])):
             return None
-        x, sides = given[n.args[0]], n.args[1]
-        flow, place = self._at_border(flow, x), 2 * (x.ndim - 1 - flow.axis)
+        sides, place = n.args[1], 2 * (x.ndim - 1 - flow.axis)
+        flow = flow.beside_zeros(x)
         if len(sides) <= place:
             return flow
-        return self._widened(flow, *sides[place : place + 2])
-
-    _constant_pad_nd = _pad
-
-    def _widened(self, flow: Flow, before: int, after: int) -> Flow | None:
+        before, after = sides[place : place + 2]
         if min(before, after) < 0:
             return None
-        first, last = self.new(before, held=True), self.new(after, held=True)
-        ones = torch.ones(max(before, after), dtype=torch.bool)
-        return Flow(flow.axis, torch.cat([first, flow.slots, last]),
-                    torch.cat([ones[:before], flow.steady, ones[:after]]))  # fmt: skip
-
-    def _at_border(self, flow: Flow, x: Tensor) -> Flow:
-        """A channel beside zeros stays the same everywhere only if it is zero itself."""
-        return flow._replace(steady=flow.steady & (_first(x, flow.axis) == 0))
-
-    def _mean(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        x = given[n.args[0]]
-        dims = [d % x.ndim for d in n.args[1]]
-        keeps = len(n.args) > 2 and n.args[2]
-        if flow.axis in dims:
-            return None
-        return flow if keeps else flow._replace(axis=flow.axis - sum(d < flow.axis for d in dims))
-
-    def _slice(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        x = given[n.args[0]]
-        along = (n.args[1] if len(n.args) > 1 else 0) % x.ndim
-        return flow if along != flow.axis or x.shape == result.shape else None
-
-    def _flatten(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        x = given[n.args[0]]
-        start = (n.args[1] if len(n.args) > 1 else 0) % x.ndim
-        if start > flow.axis:
-            return flow
-        if start < flow.axis or result.ndim != start + 1:
-            return None
-        places = math.prod(x.shape[start + 1 :])
-        return Flow(start, *(part.repeat_interleave(places) for part in flow[1:]))
-
-    def _view(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        """`view(B, -1)`: as flattening."""
-        x, shape = given[n.args[0]], n.args[1]
-        if flow.axis != 1 or len(shape) != 2 or shape[1] != -1 or len(result) != len(x):
-            return None
-        places = math.prod(x.shape[2:])
-        return Flow(1, *(part.repeat_interleave(places) for part in flow[1:]))
-
-    _reshape = _view
-
-    def _permute(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow:
-        return flow._replace(axis=[d % result.ndim for d in n.args[1]].index(flow.axis))
-
-    def _transpose(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow:
-        a, b = (d % result.ndim for d in n.args[1:3])
-        return flow._replace(axis={a: b, b: a}.get(flow.axis, flow.axis))
-
-    def _squeeze(self, n: fx.Node, flow: Flow, given: Any, result: Tensor) -> Flow | None:
-        x, dims = given[n.args[0]], n.args[1:]
-        gone = [d % x.ndim for d in np.atleast_1d(dims[0])] if dims else range(x.ndim)
-        gone = [d for d in gone if x.shape[d] == 1]
-        if flow.axis in gone:
-            return None
-        return flow._replace(axis=flow.axis - sum(d < flow.axis for d in gone))
+        zeros = [Flow(flow.axis, self.new(count, held=True), torch.ones(count, dtype=torch.bool))
+                 for count in (before, after)]  # fmt: skip
+        return joined(flow.axis, [zeros[0], flow, zeros[1]])
 
     def channels(self, tied: Collection[str]) -> Channels:
         """Number the channels: slots that are the same are one channel.
@@ -405,8 +311,8 @@ class _Trace(fx.Interpreter):
         pairs = [torch.cat(side).numpy() for side in zip(*self.same, strict=True)]
         rows, columns = pairs or ([], [])
         ones = np.ones(len(rows), bool)
-        joined = coo_array((ones, (rows, columns)), shape=(self.count, self.count))
-        count, number = connected_components(joined, directed=False)
+        together = coo_array((ones, (rows, columns)), shape=(self.count, self.count))
+        count, number = connected_components(together, directed=False)
         numbers = torch.from_numpy(number).long()
         held = torch.zeros(count, dtype=torch.bool)
         held[numbers[torch.cat(self.held)]] = True
@@ -421,6 +327,7 @@ def _name(node: fx.Node) -> str:
     return schema.name.removeprefix("aten::") if schema else ""
 
 
-def _first(x: Tensor, axis: int) -> Tensor:
-    """The first value of each channel, (C,)."""
-    return x.movedim(axis, 0).reshape(x.shape[axis], -1)[:, 0].clone()
+def joined(axis: int, parts: Sequence[Flow]) -> Flow:
+    """Channels one after the other."""
+    slots, steady = (torch.cat(side) for side in zip(*(flow[1:] for flow in parts), strict=True))
+    return Flow(axis, slots, steady)
