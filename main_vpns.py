@@ -38,12 +38,13 @@ from program.model import LabelMapping, build_model, pruning_rule
 from program.plan import check_fit, check_floor, few_steps, plan
 from program.record import exported, finished, percent, read_level, read_search, record, save_level
 from program.settings import Config, Typed, read_config
+from program.teacher import teacher_of
 from program.use import use
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
 from pruning.measure import evaluate
 from pruning.method import prompt_groups
-from pruning.stage import PROMPTED, Group, Stage, nothing
+from pruning.stage import PROMPTED, Group, Stage, Teach, nothing
 from pruning.training import run_stage
 from runfolder.level import Level
 from runfolder.run import COLUMNS, Run
@@ -68,10 +69,11 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         rows = [from_first(partial(finished, config, level)) for level in levels]
         if None in rows:
             data = read_data(config, opened, device)
+            teach = teacher_of(config, data.classes, device, partial(run, stop=stop))
             mapping = LabelMapping(config, data)
             for number, level in enumerate(levels):
                 if rows[number] is None:
-                    rows[number] = make_level(config, level, data, mapping, device)
+                    rows[number] = make_level(config, level, data, mapping, device, teach)
                     record(config, opened)
         elif opened.was_done and not opened.lacks():
             note("this run is done; --resume none makes it anew")
@@ -98,15 +100,16 @@ def read_data(config: Config, run: Run, device: torch.device) -> Data:
 
 
 def make_level(
-    config: Config, level: Level, data: Data, mapping: LabelMapping, device: torch.device
+    config: Config, level: Level, data: Data, mapping: LabelMapping, device: torch.device,
+    teach: Teach | None = None,
 ) -> dict[str, Any]:
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
     model = one_first(partial(build_model, config, len(data.classes), device))
     model.names, remap = data.classes, partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
-    masks, row = ended or search_masks(config, level, data, model, mapping)
+    masks, row = ended or search_masks(config, level, data, model, mapping, teach)
     if config.finetunes and not level.log.reached("post_prompt"):
-        run_stage(model, finetuning(config, model, masks, remap), data, level.log)
+        run_stage(model, finetuning(config, model, masks, remap, teach), data, level.log)
     if config.method.post_prompt != "none":
         run_stage(model, post_prompting(config, model, remap), data, level.log)
     clean, prompted, _ = measure(model, data, config.ends_prompted, level.folder)
@@ -115,7 +118,8 @@ def make_level(
 
 
 def search_masks(
-    config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping
+    config: Config, level: Level, data: Data, model: PromptedClassifier, mapping: LabelMapping,
+    teach: Teach | None,
 ) -> tuple[Masks, dict[str, Any]]:
     """Search, or take a file's masks, and save; masks, and accuracies before and after."""
     level.log.begin("search")
@@ -127,7 +131,8 @@ def search_masks(
         model, data, level.density, config.method.epochs, config.views.search,
         weight_optim=config.optim("weight"), score_optim=config.optim("score"),
         prompt_optim=config.optim("score_vp"), floor=config.method.min_layer_density,
-        rule=pruning_rule(config, model.network),
+        rule=pruning_rule(config, model.network), teach=teach,
+        falls=config.method.density_schedule == "cubic",
         remap=remap, before_epoch=remap if config.maps_each_epoch else nothing,
         previous=lambda: read_level(config, level.previous, model.network.state_dict()),
         once=shared(config, level, data).once, log=level.log, tested=test_counts.append,
@@ -140,7 +145,9 @@ def search_masks(
     return masks, row
 
 
-def finetuning(config: Config, model: PromptedClassifier, masks: Masks, remap: Callable) -> Stage:
+def finetuning(
+    config: Config, model: PromptedClassifier, masks: Masks, remap: Callable, teach: Teach | None
+) -> Stage:
     """Weights, biases, BatchNorm and prompt move; the mask is fixed (paper, section 3)."""
     views = config.views.finetune
     weights = Group(tuple(model.network.parameters()), config.optim("weight"))
@@ -150,6 +157,7 @@ def finetuning(config: Config, model: PromptedClassifier, masks: Masks, remap: C
         groups=(weights, *prompt_groups(model.prompt, views, config.optim("weight_vp"))),
         views=views,
         keep_best=True,
+        teach=teach,
         before_epoch=remap if config.maps_each_epoch else nothing,
         renew=MaskKeeper(model.network, masks),
     )

@@ -162,6 +162,13 @@ class PruneConfig:
     init_from: str | None = flag(
         None, "file to take mask, weights, BatchNorm and prompt from; without a value, the file "
         "of --init_mask", parse=path_or_word, bare="")
+    density_schedule: str = flag(
+        "constant", "how the density goes in a search that learns scores: cubic falls from 1 to "
+        "the one asked for, as in Zhu and Gupta 2017", choices=("constant", "cubic"))
+    distill: str | None = flag(
+        None, "learn from the logits of this model file, too, search and fine-tuning alike (Hinton "
+        "et al. 2015); without a value, from the dense network, which is trained first, once for "
+        "all runs that need it", parse=path_or_word, bare="")
     post_prompt: str = flag(
         "none", "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, "
         "finetuned after", choices=("none", "zeroshot", "finetuned"))

@@ -14,7 +14,7 @@ from data import SPECS, Data, load_data
 from models.backbones import weights_file
 from program.flags import DENSITIES
 from program.given import check_given
-from program.plan import check_fit, size_notes
+from program.plan import check_fit, passes_of, size_notes
 from program.settings import NOT_IDENTITY, Config, complete
 from pruning import METHODS
 from runfolder.level import Level
@@ -66,7 +66,7 @@ def _folders(config: Config) -> tuple[Path, list[Path]]:
     if METHODS[config.method.prune_method].chained:
         chosen["density_list"] = config.levels
     named = weights_file(config.network.network, config.network.weights) is None
-    for source in ("init_mask", "init_from", *(() if named else ("weights",))):
+    for source in ("init_mask", "init_from", "distill", *(() if named else ("weights",))):
         if chosen.get(source):
             path = Path(chosen[source])
             if not path.is_file():
@@ -224,8 +224,11 @@ def shared_settings(config: Config, fingerprint: str) -> dict[str, Any]:
         own |= {"prompt_method", "output_size", "pad_size", "mask_size"}
     flags = {n: v for n, v in flatten(config).items() if n not in own}
     flags = {n: v for n, v in flags.items() if not n.startswith(("weight_vp_", "score_"))}
+    source = config.method.distill
     return flags | {
         "seed": config.run.seed,
+        "distill": source and sha256_file(Path(source)),
+        "teacher_passes": passes_of(config, 0) if source == "" else None,
         "views": config.views.search,
         "data": fingerprint,
         "score_vp": vars(config.score_vp) if prompted else None,

@@ -55,14 +55,19 @@ def _data_here(config: Config) -> Data | None:
 
 def _level_plan(config: Config, number: int, total: int) -> dict[str, Any]:
     """One density: counts, and the passes over the training set that the method is given."""
+    density, passes = config.levels[number], passes_of(config, number)
+    kept = count_at(density, total) if config.pattern is None else None  # short groups keep more
+    return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
+
+
+def passes_of(config: Config, number: int) -> int:
+    """The passes over the training set that a level is given, by its number."""
     density, method = config.levels[number], METHODS[config.method.prune_method]
     epochs, views = config.method.epochs, config.views
     before = config.levels[number - 1] if method.chained and number else 1.0
     passes = method.search_passes(epochs, len(views.search), before, density)
     passes += epochs * len(views.finetune) if config.finetunes else 0
-    passes += epochs if config.method.post_prompt != "none" else 0
-    kept = count_at(density, total) if config.pattern is None else None  # short groups keep more
-    return {"density": density, "sparsity": round(1 - density, 12), "kept": kept, "passes": passes}
+    return passes + (epochs if config.method.post_prompt != "none" else 0)
 
 
 def origins(config: Config, typed: Typed) -> dict[str, str]:

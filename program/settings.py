@@ -197,6 +197,10 @@ def check(config: Config) -> None:
         raise UsageError(f"--min_layer_density {method.min_layer_density:g} is above density "
                          f"{min(levels):g}: no mask can keep so much of every layer")
     check_granularity(config)
+    able = [name for name, row in METHODS.items() if row.learns and not row.trains]
+    if method.density_schedule != "constant" and method.prune_method not in able:
+        raise UsageError(f"--density_schedule {method.density_schedule} is of searches that learn "
+                         f"scores: {', '.join(able)}")
     if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
     if method.init_from == "" and method.init_mask is None:

@@ -58,7 +58,10 @@ def train_round(search: Search, masks: Masks, density: float) -> Scores:
     """
     network = search.model.network
     search.use(masks)
-    stage = weight_stage(search, f"round-{density:.6g}", renew=MaskKeeper(network, masks))
+    stage = weight_stage(
+        search, f"round-{density:.6g}", teach=search.teach,
+        renew=MaskKeeper(network, masks),
+    )
     return prunable_weights(network, train_and_rewind(search, stage, masks))
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pruning.granularity import WEIGHT, Rule
 from pruning.masks import Masks, Scores, apply_masks, keep_top
 from pruning.measure import Counts
-from pruning.stage import CLEAN, PROMPTED, Group, Log, nothing
+from pruning.stage import CLEAN, PROMPTED, Group, Log, Teach, nothing
 from utils.optim import Optim
 
 # Which of the two stages, search and fine-tuning, see the prompt (paper, ablation of the phases).
@@ -79,6 +79,8 @@ class Search:
     once: Callable[[str, Masks, Callable[[], Tensors], Tensors], Tensors] = make_anew
     floor: float = 0.0  # no layer's density falls below it
     rule: Rule = keep_top  # what is pruned together
+    teach: Teach | None = None  # what the training of a masked network learns from, too
+    falls: bool = False  # learned scores keep all weights at first, and fewer by a cubic
     tested: Callable[[Counts | None], None] = nothing  # told the counts that training ended with
 
     def prompt_groups(self) -> tuple[Group, ...]:

@@ -57,6 +57,7 @@ class MovingMask:
             search,
             "search",
             any_density=False,
+            teach=search.teach,
             recorded=gradients is nothing,
             before_step=before_step,
             gradients=gradients,

@@ -10,11 +10,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pruning.gmp import density_at
 from pruning.granularity import ChannelRule, Rule
 from pruning.masks import Masks, apply_masks, in_shapes, keep_top, prunable
 from pruning.method import Search
 from pruning.selection import TrackedThreshold, lift_best, require_finite, select_top
-from pruning.stage import Group, Stage
+from pruning.stage import Group, Stage, nothing
 from pruning.training import run_stage
 from utils.optim import Optim
 
@@ -144,9 +145,19 @@ class LearnedScores:
         The network's weights get memory of their own again.
         """
         search.remap()
+
+        def fall(done: int, of: int) -> None:
+            density = density_at((done + 1) / of, search.density)
+            if density != self.density:  # so that a search that goes on has its masks, too
+                self.density = density
+                self.renew()
+
         stage = Stage(
             name="search",
             epochs=search.epochs,
+            teach=search.teach,
+            recorded=not search.falls,
+            before_step=fall if search.falls else nothing,
             groups=(*groups, *search.prompt_groups()),
             views=views,
             needs_grad=tuple(self.weights.values()),

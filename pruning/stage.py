@@ -16,6 +16,9 @@ from utils.optim import Optim
 PROMPTED, CLEAN, OTHER = "prompted", "clean", "other"
 
 
+Teach = Callable[[Tensor], Tensor]  # images without the prompt to logits of the target classes
+
+
 def nothing(*_: Any) -> None:
     """The hook that does nothing."""
 
@@ -56,6 +59,7 @@ class Stage:
     frozen_statistics: bool = False  # BatchNorm and dropout as in evaluation
     keep_best: bool = False  # end with the best validation epoch, where there is a validation view
     carried: tuple[nn.Parameter, ...] = ()  # frozen, yet in the states: no need to go further back
+    teach: Teach | None = None  # logits to learn from beside the labels
     recorded: bool = True  # as CUDA graphs: no hook decides anything by a number of the step
     before_epoch: Callable[[], None] = nothing
     before_step: Callable[[int, int], None] = nothing

@@ -52,6 +52,7 @@ def state_of(training: "Training") -> dict[str, Any]:
         "scale": training.scale.state(),
         "tallies": {view: tuple(tally.counts()) for view, tally in training.tallies.items()},
         "best": vars(training.best),
+        "average": training.average.tensors,
     }
 
 
@@ -66,6 +67,7 @@ def resume(training: "Training") -> None:
         return
     with understood(state.get("path", "the state")), torch.no_grad():
         load_tensors(training, state["tensors"], state["best"])
+        training.average.load(state.get("average", {}))  # which older states lack
         training.epoch, training.step = training.saved = state["epoch"], state["step"]
         if training.epoch > training.stage.epochs:
             raise ValueError(f"epoch {training.epoch} of {training.stage.epochs}")

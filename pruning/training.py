@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruning.average import Average
 from pruning.best import Best
 from pruning.measure import Counts, Tally, hits
 from pruning.replay import replayed
@@ -47,6 +48,7 @@ class Training:
         self.with_grad, self.device = (*moving, *stage.needs_grad), moving[0].device
         self.scale = LossScale(self.with_grad, model.precision.scales_loss)
         self.watch, self.best = Watch(self.device), Best()
+        self.average = Average(model.recipe.ema * stage.keep_best, tensors_of(self))
         self.tallies = {view: Tally(self.device) for view in stage.views}
         self.epoch = self.step = 0
         self.saved = (0, 0)  # epoch and step of the newest state
@@ -81,6 +83,7 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
                 with log.hold():
                     save(training)
             raise
+        training.average.swap(tensors_of(training))
         training.best.restore(training)
     log.add_passes(stage.epochs * len(stage.views))
     return test
@@ -117,7 +120,8 @@ def run_epoch(training: Training) -> Counts | None:
     row = {"stage": stage.name, "epoch": training.epoch + 1, "lr": rates}
     for view, tally in training.tallies.items():
         row |= tally.counts().named(view)
-    test = training.best.measure(training, row)
+    with training.average.shown(tensors_of(training)):
+        test = training.best.measure(training, row)
     training.watch.require_finite(training)
     with log.hold():
         training.follow_schedules(not training.by_step)
@@ -142,16 +146,19 @@ def run_steps(training: Training) -> None:
     with plain or replayed(work, training.model, training.with_grad) as update:
         for step in log.steps(range(training.step, training.steps), title):
             batch = {view: next(stream) for view, stream in streams.items()}
-            stage.before_step(training.epoch * training.steps + step, stage.epochs * training.steps)
+            done = training.epoch * training.steps + step
+            stage.before_step(done, stage.epochs * training.steps)
             for half, view in enumerate(stage.views):
                 reseed(training.device, *key, step, half)  # what the model draws, such as dropout
                 update(half, view, *batch[view])
             training.step = step + 1
+            training.average.follow(tensors_of(training), done)
             training.follow_schedules(training.by_step)
             log.answer_stop()
             if log.wants_state(None, stage.epochs):
                 save(training)
-    together.as_the_first(training.model.buffers())  # each BatchNorm has seen its share
+    averages = training.average.tensors.values()
+    together.as_the_first([*training.model.buffers(), *averages])  # each BatchNorm has seen its share
 
 
 def batches(
@@ -166,10 +173,11 @@ def parts_of(
     training: Training, view: str, images: Tensor, labels: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Mean loss, hits and images of each part of a batch: it is one, unless --accumulate says."""
-    recipe = training.model.recipe
+    recipe, teach = training.model.recipe, training.stage.teach
     for some, truth in recipe.parts(images, labels):
         logits = training.model(some, prompted=view == PROMPTED)
-        yield recipe.loss(logits, truth), hits(logits, truth), len(truth)
+        loss = recipe.loss(logits, truth, teach and teach(some))
+        yield loss, hits(logits, truth), len(truth)
 
 
 def half_step(training: Training, half: int, view: str, images: Tensor, labels: Tensor) -> None:

@@ -23,7 +23,8 @@ BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
 MODE_WORDS = {BOTH: "prompt in both stages", "score+vp_weight": "prompt in search only",
               "weight+vp_score": "prompt in fine-tuning only", NEITHER: "no prompt"}  # fmt: skip
 USUAL = {"prompt_method": "pad", "post_prompt": "none", "label_mapping_mode": "flm",
-         "init_mask": None, "init_from": None}  # fmt: skip
+         "init_mask": None, "init_from": None, "distill": None,
+         "density_schedule": "constant"}  # fmt: skip
 PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
 
 
@@ -175,7 +176,7 @@ def prompts(config: Flags) -> bool:
 
 def deviations(config: Flags) -> dict[str, Any]:
     """The flags that make another method of a run than its name says, in every report."""
-    names = ["post_prompt", "init_mask", "init_from"]
+    names = ["post_prompt", "init_mask", "init_from", "distill", "density_schedule"]
     # Whether a run without any prompt was told `none` or `fix` matters only if it would prompt.
     if prompts(config) or _mode(config) != NEITHER:
         names.append("prompt_method")
@@ -206,6 +207,8 @@ def _word(name: str, value: Any) -> str:
         # Each seed may have a file of its own, which makes no other method of it.
         "init_mask": "given mask",
         "init_from": "given weights",
+        "distill": "distilled",
+        "density_schedule": "falling density",
         "prune_mode": MODE_WORDS.get(text, text),
         "prompt_method": "no prompt" if value == "none" else f"{value} prompt",
         "post_prompt": f"{value} prompt afterwards",

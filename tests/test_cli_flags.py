@@ -27,7 +27,8 @@ FROZEN = {
     "prompt_method", "output_size", "pad_size", "mask_size",
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",
     "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step", "min_layer_density",
-    "granularity", "compact",
+    "granularity", "compact", "distill", "distill_share", "distill_temperature", "ema",
+    "density_schedule",
     *(f"{group}_{leaf}" for group in ("weight", "weight_vp", "score", "score_vp")
       for leaf in ("optimizer", "lr", "weight_decay", "scheduler")),
 }  # fmt: skip
@@ -205,7 +206,8 @@ OTHER = {
     "momentum": "0.5", "bad_images": "skip", "min_layer_density": "0.05",
     "amp": "bf16", "deterministic": "off", "cuda_graphs": "off", "test_fraction": "0.3",
     "normalisation": "half", "schedule_by": "step", "label_smoothing": "0.1",
-    "augment": "rand", "granularity": "channel",
+    "augment": "rand", "granularity": "channel", "distill_share": "0.9", "ema": "0.99",
+    "density_schedule": "cubic",
 }  # fmt: skip
 
 

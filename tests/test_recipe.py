@@ -11,6 +11,7 @@ from conftest import MemoryLog, TinyData, TinyView, tiny_model, tiny_network
 from torch import Tensor, nn
 
 from models.classifier import PromptedClassifier
+from pruning.measure import evaluate
 from pruning.method import Search
 from pruning.scores import learn_masks
 from pruning.stage import CLEAN, PROMPTED, Group, Stage
@@ -164,3 +165,55 @@ def test_such_a_run_is_another_run_and_goes_on_bit_identically(
     again = run(tmp_path / "stopped", *QUICK, *words)
     assert hashes(again.folder) == hashes(whole.folder)
     assert again.folder.name != run(tmp_path / "plain", *QUICK, "--epochs", 2).folder.name
+
+
+
+def averaged(log: MemoryLog, ema: float = 0.4) -> tuple[Any, list[dict[str, Tensor]]]:
+    """A model after a stage of two epochs, of three steps each, and its weights after each step."""
+    model, steps = tiny_model(), []
+    model.recipe = Recipe(ema=ema)
+
+    def renew() -> None:
+        with torch.no_grad():
+            model.network[0].weight[0] = 0  # a mask
+        steps.append({n: t.detach().clone() for n, t in model.network.state_dict().items()})
+
+    renew()
+    group = Group(tuple(model.network.parameters()), Optim(OptimConfig("sgd", 0.1)))
+    stage = Stage("finetune", 2, (group,), (CLEAN,), renew=renew, keep_best=True)
+    run_stage(model, stage, TinyData(), log)
+    return model, steps
+
+
+def test_the_average_moves_by_a_decay_that_grows() -> None:
+    model, (start, *steps) = averaged(MemoryLog())
+    decays = (0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4)
+    found = model.network.state_dict()
+    for name in found.keys() - {"1.num_batches_tracked"}:
+        wanted = start[name].double()
+        for decay, now in zip(decays, steps, strict=True):
+            wanted = decay * wanted + (1 - decay) * now[name].double()
+        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-6)
+    assert found["1.num_batches_tracked"] == 6 and not found["0.weight"][0].any()
+
+
+def test_the_accuracy_after_an_epoch_is_that_of_the_average() -> None:
+    log = MemoryLog()
+    model, _ = averaged(log)
+    assert log.rows[-1]["test_loss"] == evaluate(model, TinyData().test).mean_loss
+
+
+def test_training_does_not_see_the_average() -> None:
+    plain, log = MemoryLog(), MemoryLog()
+    averaged(plain, ema=0.0)
+    averaged(log)
+    assert [row["clean_loss"] for row in log.rows] == [row["clean_loss"] for row in plain.rows]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_average_goes_on_bit_identically(stop_after: int) -> None:
+    (whole, _), stopped = averaged(MemoryLog()), MemoryLog(stop_after=stop_after)
+    with pytest.raises(Interrupted):
+        averaged(stopped)
+    again, _ = averaged(MemoryLog(state=stopped.states[-1]))
+    assert all(map(torch.equal, whole.state_dict().values(), again.state_dict().values()))
