@@ -157,8 +157,8 @@ def run_steps(training: Training) -> None:
             log.answer_stop()
             if log.wants_state(None, stage.epochs):
                 save(training)
-    averages = training.average.tensors.values()
-    together.as_the_first([*training.model.buffers(), *averages])  # each BatchNorm has seen its share
+    # Each BatchNorm has seen its share.
+    together.as_the_first([*training.model.buffers(), *training.average.tensors.values()])
 
 
 def batches(

@@ -352,7 +352,7 @@ def digest(**flags: Any) -> str:
 @pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - NOT_IDENTITY))
 def test_a_flag_that_changes_numbers_changes_the_folder(name: str) -> None:
     known = {"network": "resnet50", "dataset": "svhn", "prune_method": "bip", "weights": "none"}
-    files = dict.fromkeys(("init_mask", "init_from"), __file__)
+    files = dict.fromkeys(("init_mask", "init_from", "distill"), __file__)
     assert digest(**{name: (known | files).get(name, other(DEFAULTS[name]))}) != digest()
 
 

@@ -129,7 +129,7 @@ def test_every_flag_that_is_a_path_knows_the_home_folder(monkeypatch):
     names = {name for name, facts in flags.items() if facts["parse"] is path_or_word}
     assert names == {"config", "save_dir", "resume", "evaluate", "predict", "export", "pack",
                      "profile", "compact", "model", "to", "data", "weights", "init_mask",
-                     "init_from"}
+                     "init_from", "distill"}
     for name in names:
         config, _ = parse_flags(Config(), [f"--{name}=~/x"])
         values = [getattr(getattr(config, part), name, None) for part in vars(config)]
