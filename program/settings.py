@@ -30,7 +30,7 @@ DESCRIPTION = """Find a sparse network by learning a visual prompt and a mask to
 Sparsity is the share of prunable weights (convolutions and linear layers) that are zero;
 density is the share that is kept, 1 - sparsity: --density_list 0.1 asks for 90 % sparsity."""
 
-FROM_HUB = ("weights", "init_mask", "init_from", "distill")  # whose files may lie on the Hugging Face hub
+FROM_HUB = ("weights", "init_mask", "init_from", "distill")  # files, perhaps of Hugging Face's hub
 MEASURED_IMAGES, MEASURED_PIXELS = 256, 2**20  # without gradients there is room for so many
 
 
