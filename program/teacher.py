@@ -13,16 +13,18 @@ from models.backbones import runs_code
 from program.checkpoints import read_checkpoint
 from program.evaluation import put_in_order
 from program.flags import PruneConfig
-from program.folder import default_flags
+from program.folder import default_flags, run_folder
 from program.plan import passes_of
 from program.settings import Config, complete
 from pruning.stage import Teach
+from runfolder.level import MODEL
 from runfolder.own import InUse
 from runfolder.shared import PAUSE
 from runfolder.stage_log import level_name
 from utils.checkpoint import has_meta
 from utils.config import flatten, replace_flags
 from utils.errors import UsageError, VPNsError, note
+from utils.together import from_first
 
 Values = Mapping[str, Any]
 # Flags, by how their names begin, that a dense network without a prompt does not depend on.
@@ -66,15 +68,16 @@ def dense_network(config: Config, run: Callable[[Config], Values]) -> Path:
     Another run that makes it is waited for.
     """
     dense, waits = dense_config(config), False
-    while True:
+    path = run_folder(dense) / level_name(1.0) / MODEL
+    while not from_first(path.exists):
         try:
-            made = run(dense)
-            return Path(made["run"], level_name(1.0), "model.safetensors")
+            run(dense)
         except InUse as error:
             if not waits:
                 note(f"another run trains the network of --distill, which is waited for ({error})")
             waits = True
             sleep(PAUSE)
+    return path
 
 
 def dense_config(config: Config) -> Config:
