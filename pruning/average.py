@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from utils.tensors import require_like
 
@@ -26,11 +27,13 @@ class Average:
     @torch.no_grad()
     def follow(self, now: Tensors, step: int) -> None:
         """Move towards `now` after a step, whose number begins at 0."""
-        for name, average in self.tensors.items():
-            if average.is_floating_point():
-                average.lerp_(now[name], 1 - min(self.decay, (1 + step) / (10 + step)))
-            else:  # batch counters and label maps
-                average.copy_(now[name])
+        if not self.tensors:
+            return
+        floats = [name for name, average in self.tensors.items() if average.is_floating_point()]
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        move([self.tensors[name] for name in floats], [now[name] for name in floats], step)
+        for name in self.tensors.keys() - floats:  # batch counters and label maps
+            self.tensors[name].copy_(now[name])
 
     @torch.no_grad()
     def swap(self, now: Tensors) -> None:
