@@ -69,7 +69,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         rows = [from_first(partial(finished, config, level)) for level in levels]
         if None in rows:
             data = read_data(config, opened, device)
-            teach = teacher_of(config, data.classes, device, partial(run, stop=stop))
+            teach = teacher_of(config, folder, data, device, partial(run, stop=stop))
             mapping = LabelMapping(config, data)
             for number, level in enumerate(levels):
                 if rows[number] is None:

@@ -1,56 +1,57 @@
-"""`--distill`: the network whose logits all training learns from, beside the labels."""
+"""`--distill`: the network whose logits all training under masks learns from, beside the labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from data import Data
+from models import PromptedClassifier
 from models.backbones import runs_code
 from program.checkpoints import read_checkpoint
 from program.evaluation import put_in_order
 from program.flags import PruneConfig
-from program.folder import default_flags, run_folder
+from program.folder import run_folder
 from program.plan import passes_of
 from program.settings import Config, complete
 from pruning.stage import Teach
 from runfolder.level import MODEL
-from runfolder.own import InUse
+from runfolder.own import InUse, lock
 from runfolder.shared import PAUSE
 from runfolder.stage_log import level_name
-from utils.checkpoint import has_meta
+from utils.checkpoint import has_meta, load_model, read_meta
 from utils.config import flatten, replace_flags
-from utils.errors import UsageError, VPNsError, note
+from utils.errors import DataError, UsageError, VPNsError, note
+from utils.files import read_object
 from utils.together import from_first
 
-Values = Mapping[str, Any]
+Run = Callable[[Config], object]
 # Flags, by how their names begin, that a dense network without a prompt does not depend on.
 APART = ("score_", "weight_vp_", "pad_", "mask_", "output_", "prompt_", "distill_")
 
 
 def teacher_of(
-    config: Config, classes: Sequence[str], device: torch.device, run: Callable[[Config], Values]
+    config: Config, folder: Path, data: Data, device: torch.device, run: Run
 ) -> Teach | None:
     """What gives logits (B, C) for images (B, 3, h, h); None without --distill.
 
     It reads the file of --distill, or the dense network that `run` trains first, an ordinary run
-    of the experiment. Raises VPNsError for a file that is refused, UsageError for other classes.
+    of the experiment that `folder`, this run's, belongs to. Raises VPNsError for a file that is
+    refused, UsageError for other classes, DataError for a dense network of other images.
     """
     source = config.method.distill
     if source is None:
         return None
-    path = Path(source or dense_network(config, run))
-    if not has_meta(path):
-        raise VPNsError(f"--distill {path} is no model.safetensors of a run")
-    name = config.network.network
-    model = read_checkpoint(path, {"network": name} if runs_code(name) else {}).model
-    if model.classes != len(classes):
+    path = Path(source or dense_network(dense_config(config, folder), data, run))
+    model = from_first(partial(_read, config, path))  # the others may have no such file
+    if model.classes != len(data.classes):
         raise UsageError(f"--distill {path} tells {model.classes} classes apart, not "
-                         f"{len(classes)}")
-    for line in put_in_order(model, classes):
+                         f"{len(data.classes)}")
+    for line in [] if config.run.classes_by_position else put_in_order(model, data.classes):
         note(f"{path}: {line}")
     model.to(device).eval().requires_grad_(False)
     model.use(config.precision)
@@ -62,31 +63,69 @@ def teacher_of(
     return teach
 
 
-def dense_network(config: Config, run: Callable[[Config], Values]) -> Path:
-    """The model file of the dense run with the passes of a level, which is made if it is missing.
+def _read(config: Config, path: Path) -> PromptedClassifier:
+    if path.is_file() and not has_meta(path):
+        raise VPNsError(f"--distill {path} is no model.safetensors of a run")
+    name, own = str(read_meta(path).get("network")), config.network.network
+    if runs_code(name) and name != own:
+        raise UsageError(f"--distill {path} was made with your code {name!r}, which runs only in "
+                         f"a run with --network {name}")
+    return read_checkpoint(path, {"network": name} if name == own else {}).model
 
-    Another run that makes it is waited for.
+
+def dense_config(config: Config, folder: Path) -> Config:
+    """The run of --prune_method dense with the passes of a level, whatever prunes in `folder`."""
+    place = {"save_dir": str(folder.parents[2]), "experiment_name": folder.parents[1].name}
+    own = replace(config.run, resume="auto", wandb=None, **place)
+    method = PruneConfig(
+        prune_method="dense", epochs=passes_of(config, 0),
+        label_mapping_mode=config.method.label_mapping_mode,
+    )  # fmt: skip
+    usual = {n: value for n, value in flatten(Config()).items() if n.startswith(APART)}
+    return complete(replace_flags(replace(config, run=own, method=method), usual))
+
+
+def dense_network(dense: Config, data: Data, run: Run) -> Path:
+    """The model file of the dense run, which is made, or made again, unless it is good.
+
+    Another run that makes it is waited for; the threads of this one stay.
     """
-    dense, waits = dense_config(config), False
-    path = run_folder(dense) / level_name(1.0) / MODEL
-    while not from_first(path.exists):
+    folder, threads, waits = run_folder(dense), torch.get_num_threads(), False
+    path = folder / level_name(1.0) / MODEL
+    while not from_first(partial(_is_good, folder, path, data.fingerprint)):
         try:
+            if holder := from_first(partial(_holder, folder)):
+                raise InUse(holder)
             run(dense)
         except InUse as error:
             if not waits:
                 note(f"another run trains the network of --distill, which is waited for ({error})")
             waits = True
             sleep(PAUSE)
+        finally:
+            torch.set_num_threads(threads)
     return path
 
 
-def dense_config(config: Config) -> Config:
-    """The dense run that `--prune_method dense --epochs PASSES` asks for, whatever prunes here."""
-    method = PruneConfig(
-        prune_method="dense", epochs=passes_of(config, 0),
-        label_mapping_mode=config.method.label_mapping_mode,
-    )  # fmt: skip
-    plain = replace(config, method=method, run=replace(config.run, resume="auto"))
-    flags = default_flags(complete(plain))
-    apart = {n: flags[n] for n in flatten(config) if n.startswith(APART) and n in flags}
-    return complete(replace_flags(plain, apart))
+def _is_good(folder: Path, path: Path, fingerprint: str) -> bool:
+    """Whether the dense run has ended well. Raises DataError when its images were others."""
+    if read_object(folder / "run.json").get("state") != "done" or not path.exists():
+        return False
+    if read_object(folder / "env.json").get("data", fingerprint) != fingerprint:
+        raise DataError(f"{folder}, the network of --distill, was trained on other images: move "
+                        "it away, and another one is trained")
+    try:
+        load_model(path)
+    except VPNsError:
+        return False
+    return True
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the lock of a run; '' for nobody. All processes of this run hear the same."""
+    if folder.exists():
+        try:
+            lock(folder / "run.lock").close()
+        except InUse as error:
+            return str(error)
+    return ""

@@ -1,7 +1,7 @@
 """The exponential moving average of what a stage trains (Polyak and Juditsky 1992)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -27,33 +27,36 @@ class Average:
     @torch.no_grad()
     def follow(self, now: Tensors, step: int) -> None:
         """Move towards `now` after a step, whose number begins at 0."""
-        if not self.tensors:
-            return
         floats = [name for name, average in self.tensors.items() if average.is_floating_point()]
         move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         move([self.tensors[name] for name in floats], [now[name] for name in floats], step)
         for name in self.tensors.keys() - floats:  # batch counters and label maps
             self.tensors[name].copy_(now[name])
 
-    @torch.no_grad()
-    def swap(self, now: Tensors) -> None:
-        """Exchange the average and what it is of, in place."""
-        for name, average in self.tensors.items():
-            held = now[name].clone()
-            now[name].copy_(average)
-            average.copy_(held)
+    def put_into(self, now: Tensors) -> None:
+        """Write the average over what it is of, in place."""
+        _copy(self.tensors, now)
 
     @contextmanager
-    def shown(self, now: Tensors) -> Iterator[None]:
-        """Within, the model has the average."""
-        self.swap(now)
+    def shown(
+        self, now: Tensors, hold: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[None]:
+        """Within, the model has the average. A stop waits until it has its own values again."""
+        own = {name: now[name].clone() for name in self.tensors}
         try:
+            self.put_into(now)
             yield
         finally:
-            self.swap(now)
+            with hold():
+                _copy(own, now)
 
     def load(self, saved: Tensors) -> None:
         """Go on from a state. Raises ValueError when it is of other tensors."""
         require_like(self.tensors, saved)
-        for name, average in self.tensors.items():
-            average.copy_(saved[name])
+        _copy(saved, self.tensors)
+
+
+@torch.no_grad()
+def _copy(source: Tensors, target: Tensors) -> None:
+    for name, tensor in source.items():
+        target[name].copy_(tensor)

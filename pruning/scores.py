@@ -6,6 +6,7 @@ moved.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -144,33 +145,52 @@ class LearnedScores:
 
         The network's weights get memory of their own again.
         """
+        renew, before_step = self._falling(search) if search.falls else (self.renew, nothing)
         search.remap()
-
-        def fall(done: int, of: int) -> None:
-            density = density_at((done + 1) / of, search.density)
-            if density != self.density:  # so that a search that goes on has its masks, too
-                self.density = density
-                self.renew()
-
         stage = Stage(
             name="search",
             epochs=search.epochs,
             teach=search.teach,
             recorded=not search.falls,
-            before_step=fall if search.falls else nothing,
+            before_step=before_step,
             groups=(*groups, *search.prompt_groups()),
             views=views,
             needs_grad=tuple(self.weights.values()),
             before_epoch=search.before_epoch,
             gradients=self.gradients,
-            renew=self.renew,
+            renew=renew,
         )
         search.tested(run_stage(search.model, stage, search.data, search.log))
+        if search.falls:
+            del search.model.progress
+            self.density = search.density  # a search without steps has not come to it
         for weight in self.weights.values():
             weight.data = weight.data.clone()
         masks = self.masks()
         apply_masks(search.model.network, masks)  # the filters of channels that nothing reads, too
         return masks
+
+    def _falling(self, search: Search) -> tuple[Callable[[], None], Callable[[int, int], None]]:
+        """The hooks `renew` and `before_step` of a search whose density falls by GMP's cubic.
+
+        The steps that were made are a buffer of the model, and so in its states: a search that goes
+        on has the density that it was stopped at.
+        """
+        progress = torch.tensor([0, 1], device=self.flat_scores.device)  # steps made, of all
+        search.model.register_buffer("progress", progress, persistent=False)
+
+        def renew() -> None:
+            done, of = progress.tolist()
+            self.density = density_at(done / of, search.density)
+            self.renew()
+
+        def before_step(done: int, of: int) -> None:
+            progress.copy_(torch.tensor([done + 1, of]))
+            if density_at((done + 1) / of, search.density) != self.density:
+                renew()
+
+        renew()
+        return renew, before_step
 
 
 class ChannelScores(LearnedScores):

@@ -83,7 +83,7 @@ def run_stage(model: nn.Module, stage: Stage, data: Any, log: Log) -> Counts | N
                 with log.hold():
                     save(training)
             raise
-        training.average.swap(tensors_of(training))
+        training.average.put_into(tensors_of(training))
         training.best.restore(training)
     log.add_passes(stage.epochs * len(stage.views))
     return test
@@ -120,7 +120,7 @@ def run_epoch(training: Training) -> Counts | None:
     row = {"stage": stage.name, "epoch": training.epoch + 1, "lr": rates}
     for view, tally in training.tallies.items():
         row |= tally.counts().named(view)
-    with training.average.shown(tensors_of(training)):
+    with training.average.shown(tensors_of(training), log.hold):
         test = training.best.measure(training, row)
     training.watch.require_finite(training)
     with log.hold():
@@ -152,7 +152,8 @@ def run_steps(training: Training) -> None:
                 reseed(training.device, *key, step, half)  # what the model draws, such as dropout
                 update(half, view, *batch[view])
             training.step = step + 1
-            training.average.follow(tensors_of(training), done)
+            if training.average.tensors:
+                training.average.follow(tensors_of(training), done)
             training.follow_schedules(training.by_step)
             log.answer_stop()
             if log.wants_state(None, stage.epochs):

@@ -207,7 +207,7 @@ def _word(name: str, value: Any) -> str:
         # Each seed may have a file of its own, which makes no other method of it.
         "init_mask": "given mask",
         "init_from": "given weights",
-        "distill": "distilled",
+        "distill": "distilled" if value == "" else "distilled from a file",
         "density_schedule": "falling density",
         "prune_mode": MODE_WORDS.get(text, text),
         "prompt_method": "no prompt" if value == "none" else f"{value} prompt",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cli import run
 from conftest import MemoryLog, tiny_model
-from searches import BOTH, Watch, make_search
+from searches import BOTH, Watch, make_search, nonzero
 from torch import nn
 
 from pruning import METHODS
@@ -49,6 +49,31 @@ def test_a_search_goes_on_at_the_density_that_it_was_stopped_at(name, stop_after
     resumed = search(name, again, MemoryLog(state=log.states[-1]))
     assert all(torch.equal(masks[key], mask) for key, mask in resumed.items())
     assert all(torch.equal(calm.state_dict()[key], t) for key, t in again.state_dict().items())
+
+
+@LEARNED
+def test_labels_are_mapped_with_the_network_of_the_moment(name):
+    def mapped(model: nn.Module, log: MemoryLog) -> list[int]:
+        counts: list[int] = []
+        look = {"remap": lambda: counts.append(int(nonzero(model.network).sum()))}
+        look["before_epoch"] = look["remap"]
+        METHODS[name].find_masks(make_search(
+            model, log=log, epochs=4, density=0.2, views=BOTH, falls=True, **look))  # fmt: skip
+        return counts
+
+    stopped = MemoryLog(3)  # at the end of the first epoch
+    with pytest.raises(Interrupted):
+        mapped(tiny_model(), stopped)
+    whole, state = mapped(tiny_model(), MemoryLog()), stopped.states[-1]
+    assert whole[0] == whole[1] == TOTAL
+    again = mapped(tiny_model(), MemoryLog(state=state | {"epoch": 1, "step": 0}))
+    assert again[1:] == whole[2:]
+
+
+@LEARNED
+def test_a_search_without_steps_ends_at_the_density(name):
+    masks = METHODS[name].find_masks(make_search(epochs=0, density=0.2, falls=True))
+    assert kept_count(masks) == TOTAL - int(0.8 * TOTAL)
 
 
 @pytest.mark.parametrize("name", ["omp", "gmp", "dense"])

@@ -1,5 +1,6 @@
 """Learning from another network's logits: the loss, what the network sees, where it comes from."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from conftest import MemoryLog, TinyData, tiny_model
 from searches import BOTH, find
 from torch import Tensor
 
+from program.folder import run_folder
+from program.settings import read_config
+from program.teacher import dense_config
 from pruning import METHODS
 from pruning.stage import CLEAN, PROMPTED, Group, Stage
 from pruning.training import run_stage
@@ -138,6 +142,37 @@ def test_two_runs_at_once_train_it_once(tmp_path):
     both = [wait() for wait in waits]
     assert [done.code for done in both] == [0, 0]
     assert sum("density 1 finetune epoch 4 of 4" in done.out for done in both) == 1
+
+
+@pytest.fixture
+def own_runs(tmp_path, distilled):
+    """A copy of the experiment with the finished dense network."""
+    shutil.copytree(distilled.folder.parents[2], tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_a_damaged_dense_network_is_made_again(own_runs):
+    (model,) = own_runs.rglob("*-dense/*/d1/model.safetensors")
+    good = model.read_bytes()
+    model.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    again = run(own_runs, *QUICK, "--distill", "--density_list", 0.3)
+    assert again.code == 0 and model.read_bytes() == good
+
+
+def test_a_dense_network_of_other_images_is_refused(own_runs):
+    (env,) = own_runs.rglob("*-dense/*/env.json")
+    env.write_text(env.read_text().replace('"data": "', '"data": "0'))
+    done = run(own_runs, *QUICK, "--distill", "--density_list", 0.3)
+    assert done.code == 4 and "was trained on other images: move it away" in done.error
+
+
+def test_the_dense_network_has_the_canvas_that_its_images_need(tmp_path):
+    words = ["--dataset", "digits", "--network", "resnet20", "--input_size", "32"]
+    config, _ = read_config([*words, "--distill", "--score_lr", "0.1", "--epochs", "3"])
+    dense = dense_config(config, tmp_path / "a/b/c/d")
+    alone, _ = read_config([*words, "--prune_method", "dense", "--epochs", "12"])
+    assert run_folder(dense).name == run_folder(alone).name
+    assert run_folder(dense).parents[2] == tmp_path / "a" and dense.sizes.output == 32
 
 
 @pytest.mark.parametrize(
