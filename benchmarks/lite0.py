@@ -7,17 +7,17 @@ outputs and the images' gradients stay torch's own. Used as `--network benchmark
 `--time` compares a step with the plain network's, in turns.
 """
 
-import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from benchmarks import timing
 from models import build_network
 from models.backbones import backbone
 
@@ -86,30 +86,33 @@ def lite0(classes: int) -> nn.Module:
     return network
 
 
-def seconds(network: nn.Module, images: Tensor) -> float:
-    """The time of a forward and backward pass."""
-    start = perf_counter()
-    network(images).logsumexp(1).mean().backward()
-    return perf_counter() - start
+def compare(size: int) -> None:
+    """Print the seconds of a forward and backward pass of both networks, and their ratio."""
+    images = torch.randn(32, 3, size, size).to(memory_format=torch.channels_last)
+    both = {"torch": backbone(NETWORK).build(1000), "here": lite0(1000)}
+
+    def step(network: nn.Module) -> None:
+        network(images).logsumexp(1).mean().backward()
+
+    steps = {n: partial(step, net.to(memory_format=torch.channels_last)) for n, net in both.items()}
+    seconds = timing.Turns(steps, 10).run()
+    medians = {name: median(values) for name, values in seconds.items()}
+    ratio = timing.ratios(seconds["here"], seconds["torch"])
+    timing.print_result([medians | {"here / torch": ratio}], size=size, here_over_torch=ratio)
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = timing.flags(__doc__)
     parser.add_argument("--to", type=Path, help="where to write the weights")
-    parser.add_argument("--time", type=int, metavar="SIZE", help="compare at this picture size")
+    parser.add_argument("--time", type=timing.positive, metavar="SIZE",
+                        help="compare at this picture size")
     chosen = parser.parse_args()
     if chosen.to:
         chosen.to.parent.mkdir(parents=True, exist_ok=True)
         save_file(build_network(NETWORK, "imagenet").state_dict(), chosen.to)
     if chosen.time:
-        images = torch.randn(32, 3, chosen.time, chosen.time)
-        images = images.to(memory_format=torch.channels_last)
-        networks = [make(1000).to(memory_format=torch.channels_last)
-                    for make in (backbone(NETWORK).build, lite0)]  # fmt: skip
-        turns = [[seconds(network, images) for network in networks] for _ in range(12)][2:]
-        plain, here = (median(times) for times in zip(*turns, strict=True))
-        print(f"{plain * 1e3:.0f} ms a step of 32 images, here {here * 1e3:.0f}")
+        compare(chosen.time)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def dense_network(dense: Config, data: Data, run: Run) -> Path:
             if holder := from_first(partial(_holder, folder)):
                 raise InUse(holder)
             run(dense)
+            break
         except InUse as error:
             if not waits:
                 note(f"another run trains the network of --distill, which is waited for ({error})")
