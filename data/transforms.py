@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-AT_ONCE = 8  # images
-
 
 class Crops(NamedTuple):
     """Where each image of a set is cut (top, left; int64) and which are mirrored (bool)."""
@@ -65,9 +63,7 @@ def to_batch(
     pixels: Tensor, rows: Tensor, crops: Crops | None, size: int, device: torch.device
 ) -> Tensor:
     """`pixels[rows]`, cropped, as float32 (B, 3, size, size) in [0, 1], made on `device`."""
-    if device.type == "cpu":
-        return _on_cpu(pixels, rows, crops, size)
-    if pixels.device.type == device.type:
+    if pixels.device.type != "cpu":
         images = pixels[rows.to(device)] if crops is None else cut(pixels, rows, crops, size)
     else:
         # torch keeps pinned memory for reuse and waits for copies in flight
@@ -81,16 +77,3 @@ def to_batch(
     images = images.expand(-1, 3, -1, -1).to(torch.float32, memory_format=torch.contiguous_format)
     # By a number CUDA would multiply with its reciprocal, and round otherwise than a CPU does.
     return images.div_(torch.full((), 255.0, device=device))
-
-
-def _on_cpu(pixels: Tensor, rows: Tensor, crops: Crops | None, size: int) -> Tensor:
-    """Some images at a time, which are divided while they are in the processor's cache."""
-    batch = torch.empty((len(rows), 3, size, size))
-    for start in range(0, len(rows), AT_ONCE):
-        some = slice(start, start + AT_ONCE)
-        if crops is None:
-            batch[some].copy_(pixels[rows[some]])
-        else:
-            cut_into(batch[some], pixels, rows[some].tolist(), crops.of(some))
-        batch[some].div_(255)
-    return batch

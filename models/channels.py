@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 
-from models.operations import OPERATIONS, Flow, first_values, over_images, same
+from models.operations import MOVES, Flow, first_values, moved
 from utils.errors import VPNsError, message_of
 
 READS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -121,18 +121,21 @@ class _Trace(fx.Interpreter):
             return self.read(n, given, name == "linear")
         if not any(node in self.flows for node in given):
             return None
-        if torch.Tag.pointwise in getattr(n.target, "tags", ()):
+        if torch.Tag.pointwise in getattr(n.target, "tags", ()) or name == "hardswish":
             return self.combine(n, given, result)
         if name == "cat":
             return self.join(n, given)
-        flow, rule = self.flows.get(n.args[0]), OPERATIONS.get(name)
-        if flow is None or (n.kwargs and rule not in (same, over_images)):
+        flow = self.flows.get(n.args[0])
+        if flow is not None and name in MOVES:
+            x, *args = n.args
+            flow = moved(flow, given[x], lambda shown: n.target(shown, *args, **n.kwargs))
+            minds = flow and name in ("view", "reshape") and args[0][flow.axis] != -1  # the width
+            return None if minds else flow
+        if flow is None or n.kwargs:
             return None
         if name in ("batch_norm", "prelu"):
             return self.norm(n, flow, given)
-        if name in ("pad", "constant_pad_nd"):
-            return self.pad(n, flow, given[n.args[0]])
-        return rule and rule(flow, given[n.args[0]], result, *n.args[1:])
+        return self.pad(n, flow, given[n.args[0]]) if name in ("pad", "constant_pad_nd") else None
 
     def unsettle(self, n: fx.Node, known: bool) -> None:
         """Hold what shares its memory with a tensor that was changed in place.

@@ -1,7 +1,5 @@
 """metrics.json and confusion.csv beside a model: what one accuracy hides."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from models import PromptedClassifier
 from pruning.breakdown import Breakdown
 from pruning.measure import Counts, evaluate
 from runfolder.results import CONFUSIONS
-from utils.errors import no_formula
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, csv_text, write_json
 
 METRICS = "metrics.json"
 
@@ -40,9 +37,5 @@ def measure(
 
 def table(names: Sequence[str], pairs: Tensor) -> str:
     """The images of each class (rows) by the class that the network takes them for (columns)."""
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    labels = [no_formula(name) for name in names]
-    writer.writerow(["class", *labels])
-    writer.writerows([label, *row] for label, row in zip(labels, pairs.tolist(), strict=True))
-    return text.getvalue()
+    rows = ([name, *row] for name, row in zip(names, pairs.tolist(), strict=True))
+    return csv_text([["class", *names], *rows])

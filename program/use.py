@@ -1,7 +1,5 @@
 """What is done with finished networks: measure, predict, export, pack, profile, compact."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from program.profile import profile
 from program.settings import Config, Typed, named
 from utils.checkpoint import load_model, write_side_car
 from utils.device import choose_device
-from utils.errors import DataError, UsageError, no_formula, printable
-from utils.files import atomic_write, below, write_streamed
+from utils.errors import DataError, UsageError, printable
+from utils.files import atomic_write, below, csv_text, write_streamed
 from utils.packed import pack
 
 Use = Callable[[Config, Typed], dict[str, Any]]
@@ -49,17 +47,15 @@ def predict(config: Config, typed: Typed) -> dict[str, Any]:
     device = choose_device(run.device, run.gpu)
     model, names = load_pruned(run.model, run.clean, named(config, typed))
     model.to(device)
-    pictures, text = list(_pictures(run.predict)), io.StringIO()
-    table = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    table.writerow(("picture", "class", "probability"))
+    pictures, rows = list(_pictures(run.predict)), [("picture", "class", "probability")]
     for path in pictures:
         chances = model(decode(path)[None].to(device))[0]
         name, chance = names[int(chances.argmax())], f"{float(chances.max()):.4f}"
-        table.writerow(map(no_formula, (str(path), name, chance)))  # for spreadsheets
+        rows.append((str(path), name, chance))
         if run.to is None:
             print(printable(f"{chance}  {name}  {path}"))
     if run.to is not None:
-        atomic_write(Path(run.to), text.getvalue())
+        atomic_write(Path(run.to), csv_text(rows))
     return {"model": run.model, "pictures": len(pictures), "to": run.to}
 
 

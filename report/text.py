@@ -1,7 +1,5 @@
 """The files of a report: report.md, table.csv, table.tex and the picture."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -11,8 +9,8 @@ from report.commands import commands_and_machines
 from report.panel import Panel, Series, panels
 from report.runs import load_runs
 from runfolder.results import save_figure
-from utils.errors import UsageError, VPNsError, no_formula, optional
-from utils.files import atomic_write
+from utils.errors import UsageError, VPNsError, optional
+from utils.files import atomic_write, csv_text
 
 INTRODUCTION = """# Accuracy against sparsity
 
@@ -139,17 +137,16 @@ def _missing(panel: Panel) -> list[str]:
 
 def report_csv(panels: Sequence[Panel]) -> str:
     """table.csv: at most four decimals, a row a method and sparsity; a missing cell has n = 0."""
-    text, nothing = io.StringIO(), (None, None)
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    rows, nothing = [], (None, None)
     for panel, series, level in _cells(panels):
-        names = map(no_formula, (*panel.where, series.label))
         seeds = [str(seed) for seed, at in series.cells() if at == level]
         clean, prompted = ((series.mean(level, c) or nothing)[:2] for c in ("clean", "prompted"))
         costs = [(mean or nothing)[0] for mean in (series.passes(level), series.seconds())]
         numbers = [*clean, *prompted, *costs, *series.paper().get(level, nothing)]
         texts = ("" if n is None else f"{n:.4f}".rstrip("0").rstrip(".") for n in numbers)
-        writer.writerow([*names, f"{level:g}", " ".join(seeds), len(seeds), *texts])
-    return CSV_HEAD + text.getvalue()
+        names = (*panel.where, series.label, f"{level:g}", " ".join(seeds))
+        rows.append([*names, len(seeds), *texts])
+    return CSV_HEAD + csv_text(rows)
 
 
 def report_tex(panels: Sequence[Panel]) -> str:

@@ -37,7 +37,6 @@ from models.resnet_cifar import resnet20
 from program import evaluation
 from program.checkpoints import SAYS, completed, read_checkpoint
 from report import tables
-from report.text import no_formula
 from runfolder.own import lock, open_own
 from runfolder.results import read_results
 from runfolder.run import COLUMNS
@@ -46,7 +45,7 @@ from runfolder.states import States
 from utils import files
 from utils.checkpoint import load_model, pack_tensor, save_model
 from utils.downloads import bounded
-from utils.errors import DataError, VPNsError, printable
+from utils.errors import DataError, VPNsError, no_formula, printable
 from utils.files import atomic_write, read_object, read_small
 from utils.tensors import read_tensors
 

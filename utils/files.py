@@ -1,18 +1,20 @@
 """Files that are either whole or absent: write aside, flush to the disk, rename."""
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.errors import VPNsError, beyond_limit
+from utils.errors import VPNsError, beyond_limit, no_formula
 from utils.ranks import first
 
 DEEPEST = 20  # containers within each other, in JSON
@@ -97,6 +99,14 @@ def atomic_write(path: Path, data: bytes | memoryview | str, folder: Path | None
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a small JSON file, whole."""
     atomic_write(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows for a spreadsheet: each cell in quotes, none of them a formula."""
+    text = io.StringIO()
+    table = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    table.writerows([no_formula(str(cell)) for cell in row] for row in rows)
+    return text.getvalue()
 
 
 def _sync_folder(folder: Path) -> None:
