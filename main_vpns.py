@@ -38,7 +38,7 @@ from program.model import LabelMapping, build_model, pruning_rule
 from program.plan import check_fit, check_floor, few_steps, plan
 from program.record import exported, finished, percent, read_level, read_search, record, save_level
 from program.settings import Config, Typed, read_config
-from program.teacher import teacher_of
+from program.teacher import dense_network, start_of, teacher_of
 from program.use import use
 from pruning import METHODS, Search
 from pruning.masks import MaskKeeper, Masks, layer_densities
@@ -69,11 +69,13 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
         rows = [from_first(partial(finished, config, level)) for level in levels]
         if None in rows:
             data = read_data(config, opened, device)
-            teach = teacher_of(config, folder, data, device, partial(run, stop=stop))
-            mapping = LabelMapping(config, data)
+            dense = dense_network(config, folder, data, partial(run, stop=stop))
+            teach = teacher_of(config, dense, data, device)
+            start, mapping = start_of(config, dense), LabelMapping(config, data)
+            build = partial(build_model, config, len(data.classes), device, start)
             for number, level in enumerate(levels):
                 if rows[number] is None:
-                    rows[number] = make_level(config, level, data, mapping, device, teach)
+                    rows[number] = make_level(config, level, data, mapping, build, teach)
                     record(config, opened)
         elif opened.was_done and not opened.lacks():
             note("this run is done; --resume none makes it anew")
@@ -100,11 +102,11 @@ def read_data(config: Config, run: Run, device: torch.device) -> Data:
 
 
 def make_level(
-    config: Config, level: Level, data: Data, mapping: LabelMapping, device: torch.device,
-    teach: Teach | None = None,
+    config: Config, level: Level, data: Data, mapping: LabelMapping,
+    build: Callable[[], PromptedClassifier], teach: Teach | None,
 ) -> dict[str, Any]:
     """One density: search, fine-tune, evaluate, save. Goes on from what is on disk."""
-    model = one_first(partial(build_model, config, len(data.classes), device))
+    model = one_first(build)
     model.names, remap = data.classes, partial(mapping.remap, model)
     ended = read_search(config, level, model, len(data.classes))
     masks, row = ended or search_masks(config, level, data, model, mapping, teach)

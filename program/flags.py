@@ -154,21 +154,24 @@ class PruneConfig:
     preset: str = flag(
         "none", "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from "
         "the paper's runs for this network, dataset and method; vit has AdamW, a warm-up and "
-        "smooth labels, for transformers; typed flags win",
-        choices=("none", "paper", "vit"), identity=False)
+        "smooth labels, for transformers; best starts from the dense network and learns from it, "
+        "too; typed flags win", choices=("none", "paper", "vit", "best"), identity=False)
     init_mask: str | None = flag(
         None, "file to take the mask from instead of searching: a model file of ours, or tensors "
         "with weight_mask or popup_scores keys", parse=path_or_word)
     init_from: str | None = flag(
         None, "file to take mask, weights, BatchNorm and prompt from; without a value, the file "
         "of --init_mask", parse=path_or_word, bare="")
+    from_dense: bool = flag(
+        False, "start from the dense network, fine-tuned first: a run of its own, once for all "
+        "runs that need it")
     density_schedule: str = flag(
         "constant", "how the density goes in a search that learns scores: cubic falls from 1 to "
         "the one asked for, as in Zhu and Gupta 2017", choices=("constant", "cubic"))
     distill: str | None = flag(
         None, "learn from the logits of this model file, too, search and fine-tuning alike (Hinton "
-        "et al. 2015); without a value, from the dense network, which is trained first, once for "
-        "all runs that need it", parse=path_or_word, bare="")
+        "et al. 2015); without a value, of the dense network that --from_dense starts from",
+        parse=path_or_word, bare="")
     post_prompt: str = flag(
         "none", "train a fresh prompt alone at the end: zeroshot instead of fine-tuning, "
         "finetuned after", choices=("none", "zeroshot", "finetuned"))

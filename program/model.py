@@ -4,6 +4,7 @@ A level maps three times at most: the dense network (`start`, once for all densi
 under its first mask (`remap`, called by the search), and with `ilm` before every epoch.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,15 +28,24 @@ from pruning.masks import prunable, require_fit
 from pruning.measure import Counts, evaluate
 
 
-def build_model(config: Config, classes: int, device: torch.device) -> PromptedClassifier:
-    """The pre-trained network with a fresh prompt; a head of its own when nothing is mapped."""
+def build_model(
+    config: Config, classes: int, device: torch.device, start: nn.Module | None = None
+) -> PromptedClassifier:
+    """The pre-trained network, or a copy of `start`, with a fresh prompt.
+
+    It has a head of its own when nothing is mapped.
+    """
     own, mapping = config.network, config.method.label_mapping_mode
     own_head = classes if mapping == "none" else None
     given = given_outputs(config)
     # All weights come from the file of --init_from; those of the network's need not be fetched.
     weights = "none" if given and own.weights == backbone(own.network).weights else own.weights
     prompt, seed = config.build_prompt(), config.run.seed
-    model = classifier(own, weights, own_head or given, prompt, seed).to(device)
+    if start is None:
+        model = classifier(own, weights, own_head or given, prompt, seed)
+    else:
+        model = around(own.network, copy.deepcopy(start), prompt, own.normalisation)
+    model.to(device)
     check_classes(model.sources, classes, mapping)
     model.use(config.precision, config.recipe)
     return model

@@ -12,7 +12,7 @@ from models import NetworkConfig
 from models.backbones import backbone, weights_file
 from models.hub import PREFIX, from_hub
 from program.flags import ADAM, DENSITIES, SGD, PruneConfig, RunConfig
-from program.presets import VIT, paper_preset
+from program.presets import BEST, VIT, paper_preset
 from program.recall import settings_in
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
@@ -180,8 +180,8 @@ def preset_values(config: Config, typed: Typed) -> dict[str, Any]:
     if config.method.preset == "none":
         return {}
     names = (config.network.network, config.data.dataset, config.method.prune_method)
-    values = VIT
-    if config.method.preset == "paper":
+    values = {"vit": VIT, "best": BEST}.get(config.method.preset)
+    if values is None:
         values = paper_preset(*names, any(complete(config).prompted))
     return {name: value for name, value in values.items() if name not in typed}
 
@@ -203,6 +203,9 @@ def check(config: Config) -> None:
                          f"scores: {', '.join(able)}")
     if method.post_prompt != "none" and not has_prompt(config.prompt.prompt_method):
         raise UsageError("--post_prompt needs a prompt: choose a --prompt_method other than none")
+    if method.from_dense and method.init_from is not None:
+        raise UsageError("--from_dense and --init_from both say where the weights come from: give "
+                         "one of them")
     if method.init_from == "" and method.init_mask is None:
         raise UsageError("--init_from needs a file: --init_from PATH")
     config.build_prompt()

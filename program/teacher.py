@@ -1,4 +1,4 @@
-"""`--distill`: the network whose logits all training under masks learns from, beside the labels."""
+"""The dense network that is trained first: --from_dense starts there, --distill learns from it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 from time import sleep
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import Data
 from models import PromptedClassifier
@@ -34,19 +34,25 @@ Run = Callable[[Config], object]
 APART = ("score_", "weight_vp_", "pad_", "mask_", "output_", "prompt_", "distill_")
 
 
+def start_of(config: Config, dense: Path | None) -> nn.Module | None:
+    """The network that each level starts from; None without --from_dense."""
+    if not config.method.from_dense:
+        return None
+    return from_first(partial(_read, config, dense)).network
+
+
 def teacher_of(
-    config: Config, folder: Path, data: Data, device: torch.device, run: Run
+    config: Config, dense: Path | None, data: Data, device: torch.device
 ) -> Teach | None:
     """What gives logits (B, C) for images (B, 3, h, h); None without --distill.
 
-    It reads the file of --distill, or the dense network that `run` trains first, an ordinary run
-    of the experiment that `folder`, this run's, belongs to. Raises VPNsError for a file that is
-    refused, UsageError for other classes, DataError for a dense network of other images.
+    It reads the file of --distill, or of the `dense` network. Raises VPNsError for a file that is
+    refused, UsageError for other classes.
     """
     source = config.method.distill
     if source is None:
         return None
-    path = Path(source or dense_network(dense_config(config, folder), data, run))
+    path = Path(source or dense)
     model = from_first(partial(_read, config, path))  # the others may have no such file
     if model.classes != len(data.classes):
         raise UsageError(f"--distill {path} tells {model.classes} classes apart, not "
@@ -85,11 +91,16 @@ def dense_config(config: Config, folder: Path) -> Config:
     return complete(replace_flags(replace(config, run=own, method=method), usual))
 
 
-def dense_network(dense: Config, data: Data, run: Run) -> Path:
-    """The model file of the dense run, which is made, or made again, unless it is good.
+def dense_network(config: Config, own: Path, data: Data, run: Run) -> Path | None:
+    """The model file of the dense network of a run in folder `own`; None if no flag needs it.
 
-    Another run that makes it is waited for; the threads of this one stay.
+    It is an ordinary run of the same experiment, which `run` makes, or makes again, unless it is
+    good. Another run that makes it is waited for; the threads of this one stay. Raises DataError
+    for a dense network of other images.
     """
+    if not (config.method.from_dense or config.method.distill == ""):
+        return None
+    dense = dense_config(config, own)
     folder, threads, waits = run_folder(dense), torch.get_num_threads(), False
     path = folder / level_name(1.0) / MODEL
     while not from_first(partial(_is_good, folder, path, data.fingerprint)):
@@ -100,7 +111,7 @@ def dense_network(dense: Config, data: Data, run: Run) -> Path:
             break
         except InUse as error:
             if not waits:
-                note(f"another run trains the network of --distill, which is waited for ({error})")
+                note(f"another run trains the dense network, which is waited for ({error})")
             waits = True
             sleep(PAUSE)
         finally:
@@ -113,8 +124,8 @@ def _is_good(folder: Path, path: Path, fingerprint: str) -> bool:
     if read_object(folder / "run.json").get("state") != "done" or not path.exists():
         return False
     if read_object(folder / "env.json").get("data", fingerprint) != fingerprint:
-        raise DataError(f"{folder}, the network of --distill, was trained on other images: move "
-                        "it away, and another one is trained")
+        raise DataError(f"{folder}, the dense network, was trained on other images: move it away, "
+                        "and another one is trained")
     try:
         load_model(path)
     except VPNsError:

@@ -67,6 +67,7 @@ USAGE = {
     "more images than there are": (["--train_images", "5000"], "digits has 1437 training images"),
     "post_prompt without a prompt": (["--prompt_method", "none", "--post_prompt", "zeroshot"],
                                      "--post_prompt needs a prompt"),
+    "two starts": (["--from_dense", "--init_from", __file__], "--from_dense and --init_from both"),
     "init_from without a file": (["--init_from"], "--init_from needs a file"),
     "a chain that rises": (["--prune_method", "lth", "--density_list", "0.1,0.2"],
                            "from the highest to the lowest"),

@@ -28,7 +28,7 @@ FROZEN = {
     "prune_method", "prune_mode", "density_list", "epochs", "label_mapping_mode", "preset",
     "init_mask", "init_from", "post_prompt", "momentum", "decreasing_step", "min_layer_density",
     "granularity", "compact", "distill", "distill_share", "distill_temperature", "ema",
-    "density_schedule",
+    "density_schedule", "from_dense",
     *(f"{group}_{leaf}" for group in ("weight", "weight_vp", "score", "score_vp")
       for leaf in ("optimizer", "lr", "weight_decay", "scheduler")),
 }  # fmt: skip

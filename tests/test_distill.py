@@ -1,4 +1,4 @@
-"""Learning from another network's logits: the loss, what the network sees, where it comes from."""
+"""The dense network that is trained first: learning from its logits, and where it comes from."""
 
 import shutil
 from pathlib import Path
@@ -124,10 +124,20 @@ def tensors(path: Path) -> Tensor:
     return torch.cat([tensor.flatten().double() for tensor in load_file(path).values()])
 
 
+def test_a_search_from_it_is_one_from_its_file(tmp_path, distilled):
+    model = dense_of(distilled) / "d1/model.safetensors"
+    from_it = run(distilled.folder.parents[2], *QUICK, "--from_dense")
+    named = run(tmp_path, *QUICK, "--weights", model)
+    assert from_it.code == 0 and "density 1 finetune" not in from_it.out
+    assert from_it.result["rows"] == named.result["rows"]
+    weights = "d0.1/model.safetensors"
+    assert torch.equal(*(tensors(done.folder / weights) for done in (named, from_it)))
+
+
 @pytest.mark.parametrize("call", [2, 9])
 def test_a_run_that_is_stopped_in_either_network_goes_on_bit_identically(tmp_path, call):
     stop = (StageLog, "answer_stop", call, send("SIGTERM"), False)
-    words = [*QUICK, "--distill"]  # eight steps of the dense network, then two and two
+    words = [*QUICK, "--distill", "--from_dense"]  # eight dense steps, then two and two
     stopped = forked(tmp_path / "stopped", *words, before=lambda: at_call(*stop))
     assert stopped.code == 75
     whole, again = run(tmp_path / "whole", *words), run(tmp_path / "stopped", *words)

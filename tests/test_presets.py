@@ -70,3 +70,10 @@ def test_the_preset_for_transformers_is_adamw_with_a_warm_up_and_typed_flags_win
     assert (config.weight.optimizer, config.schedule.warmup_epochs) == ("adamw", 2)
     assert config.optim("weight").by_step and config.recipe.clip_grad == 1
     assert (found["weight_lr"], found["label_smoothing"]) == ("typed", "preset")
+
+
+def test_the_best_preset_starts_from_the_dense_network_and_learns_from_it():
+    config, typed = read_config(["--preset", "best", "--distill_share", "0.5"])
+    assert config.method.from_dense and config.method.distill == ""
+    found = origins(config, typed)
+    assert (found["from_dense"], found["distill_share"]) == ("preset", "typed")
