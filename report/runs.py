@@ -23,7 +23,7 @@ BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
 MODE_WORDS = {BOTH: "prompt in both stages", "score+vp_weight": "prompt in search only",
               "weight+vp_score": "prompt in fine-tuning only", NEITHER: "no prompt"}  # fmt: skip
 USUAL = {"prompt_method": "pad", "post_prompt": "none", "label_mapping_mode": "flm",
-         "init_mask": None, "init_from": None, "distill": None,
+         "init_mask": None, "init_from": None, "from_dense": False, "distill": None,
          "density_schedule": "constant"}  # fmt: skip
 PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
 
@@ -174,9 +174,13 @@ def prompts(config: Flags) -> bool:
     return asks and config.get("prompt_method") != "none"
 
 
+def _distils(config: Flags) -> bool:
+    return config.get("distill") is not None
+
+
 def deviations(config: Flags) -> dict[str, Any]:
     """The flags that make another method of a run than its name says, in every report."""
-    names = ["post_prompt", "init_mask", "init_from", "distill", "density_schedule"]
+    names = ["post_prompt", "init_mask", "init_from", "from_dense", "distill", "density_schedule"]
     # Whether a run without any prompt was told `none` or `fix` matters only if it would prompt.
     if prompts(config) or _mode(config) != NEITHER:
         names.append("prompt_method")
@@ -195,6 +199,8 @@ def _distinguishes(flag: str, config: Flags, alike: Sequence[Flags]) -> bool:
     if PROMPT_FLAG.match(flag):
         # Without a prompt its settings mean nothing.
         alike = [other for other in alike if prompts(other)] if prompts(config) else []
+    if flag.startswith("distill_"):  # so have these without distillation
+        alike = [other for other in alike if _distils(other)] if _distils(config) else []
     # A frame of no pixels is named for itself; then any one other size is the usual one.
     values = {repr(other[flag]) for other in alike if flag in other}
     return len(values - {"0"} if flag == "pad_size" else values) > 1
@@ -207,6 +213,7 @@ def _word(name: str, value: Any) -> str:
         # Each seed may have a file of its own, which makes no other method of it.
         "init_mask": "given mask",
         "init_from": "given weights",
+        "from_dense": "from the dense network",
         "distill": "distilled" if value == "" else "distilled from a file",
         "density_schedule": "falling density",
         "prune_mode": MODE_WORDS.get(text, text),
