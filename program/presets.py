@@ -69,7 +69,7 @@ VIT = {
 }  # fmt: skip
 
 # What won on images held out of two tasks (docs/results/recipes), for any method.
-BEST = {"from_dense": True, "distill": "", "distill_share": 0.9}
+BEST = {"from_dense": True}
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:
