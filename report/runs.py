@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from program.settings import NOT_IDENTITY
+from program.settings import NOT_IDENTITY, Config
 from pruning import METHODS, Method
 from runfolder.level import PROFILE
 from runfolder.results import ROWS, Row, find_runs, read_results, sparsity
 from runfolder.stage_log import level_name
+from utils.config import flatten
 from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
@@ -22,9 +23,8 @@ STRANGER = Method(find_masks=lambda search: {})
 BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
 MODE_WORDS = {BOTH: "prompt in both stages", "score+vp_weight": "prompt in search only",
               "weight+vp_score": "prompt in fine-tuning only", NEITHER: "no prompt"}  # fmt: skip
-USUAL = {"prompt_method": "pad", "post_prompt": "none", "label_mapping_mode": "flm",
-         "init_mask": None, "init_from": None, "from_dense": False, "distill": None,
-         "density_schedule": "constant"}  # fmt: skip
+USUAL = {name: list(value) if isinstance(value, tuple) else value
+         for name, value in flatten(Config()).items()}  # fmt: skip
 PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
 
 

@@ -54,6 +54,9 @@ def test_label_of_a_run_alone(tmp_path, method, flags, label):
         ("pad_size", (2, 0), ["vpns", "vpns, pad 0"]),
         ("pad_size", (2, 4), ["vpns, pad 2", "vpns, pad 4"]),
         ("epochs", (8, 1), ["vpns, epochs 1", "vpns, epochs 8"]),
+        ("ema", (0.0, 0.9), ["vpns", "vpns, ema 0.9"]),
+        ("from_dense", (False, True), ["vpns", "vpns, from the dense network"]),
+        ("distill", (None, ""), ["vpns", "vpns, distilled"]),
         ("label_mapping_mode", ("flm", "none"), ["vpns", "vpns, none labels"]),
         ("save_dir", ("here", "there"), ["vpns"]),
         ("density_list", ([0.1], [0.1, 0.05]), ["vpns"]),
@@ -70,6 +73,12 @@ def test_settings_of_the_prompt_do_not_distinguish_runs_without_one(tmp_path):
     for lr in (0.1, 0.2):
         make_run(tmp_path, "hydra", 7, CELLS, score_vp_lr=lr)
     assert labels(tmp_path) == ["hydra"]
+
+
+def test_a_share_of_distillation_distinguishes_no_run_without_it(tmp_path):
+    for source, share in ((None, 0.5), ("", 0.5), ("", 0.9)):
+        make_run(tmp_path, "vpns", 7, CELLS, distill=source, distill_share=share)
+    assert labels(tmp_path) == ["vpns", "vpns, distilled", "vpns, distilled, distill_share 0.9"]
 
 
 def test_flag_that_older_runs_do_not_have_does_not_distinguish(tmp_path):
