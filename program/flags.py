@@ -154,8 +154,8 @@ class PruneConfig:
     preset: str = flag(
         "none", "paper takes optimizers, rates, epochs, batch sizes (and LTH's densities) from "
         "the paper's runs for this network, dataset and method; vit has AdamW, a warm-up and "
-        "smooth labels, for transformers; best starts from the dense network, which won on two "
-        "tasks; typed flags win", choices=("none", "paper", "vit", "best"), identity=False)
+        "smooth labels, for transformers; typed flags win",
+        choices=("none", "paper", "vit"), identity=False)
     init_mask: str | None = flag(
         None, "file to take the mask from instead of searching: a model file of ours, or tensors "
         "with weight_mask or popup_scores keys", parse=path_or_word)

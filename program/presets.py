@@ -1,4 +1,4 @@
-"""`--preset`: the settings of the paper's runs, from the launchers that made its tables; others.
+"""`--preset`: the settings of the paper's runs, from the launchers that made its tables; of ViTs.
 
 One literal table; later rows win over earlier ones, typed flags win over all. A cell names one or
 more networks, datasets or methods; `*` is anything.
@@ -67,9 +67,6 @@ VIT = {
     "weight_vp_optimizer": "adam", "weight_vp_lr": 1e-3, "score_lr": 1e-3, "score_vp_lr": 1e-3,
     "warmup_epochs": 2, "schedule_by": "step", "clip_grad": 1.0, "label_smoothing": 0.1,
 }  # fmt: skip
-
-# What won on images held out of two tasks (docs/results/recipes), for any method.
-BEST = {"from_dense": True}
 
 
 def paper_preset(network: str, dataset: str, method: str, prompted: bool) -> Values:

@@ -12,7 +12,7 @@ from models import NetworkConfig
 from models.backbones import backbone, weights_file
 from models.hub import PREFIX, from_hub
 from program.flags import ADAM, DENSITIES, SGD, PruneConfig, RunConfig
-from program.presets import BEST, VIT, paper_preset
+from program.presets import VIT, paper_preset
 from program.recall import settings_in
 from prompts import PromptConfig, Sizes, VisualPrompt, build_prompt, has_prompt
 from pruning import METHODS, PRUNE_MODES
@@ -180,8 +180,8 @@ def preset_values(config: Config, typed: Typed) -> dict[str, Any]:
     if config.method.preset == "none":
         return {}
     names = (config.network.network, config.data.dataset, config.method.prune_method)
-    values = {"vit": VIT, "best": BEST}.get(config.method.preset)
-    if values is None:
+    values = VIT
+    if config.method.preset == "paper":
         values = paper_preset(*names, any(complete(config).prompted))
     return {name: value for name, value in values.items() if name not in typed}
 

@@ -70,9 +70,3 @@ def test_the_preset_for_transformers_is_adamw_with_a_warm_up_and_typed_flags_win
     assert (config.weight.optimizer, config.schedule.warmup_epochs) == ("adamw", 2)
     assert config.optim("weight").by_step and config.recipe.clip_grad == 1
     assert (found["weight_lr"], found["label_smoothing"]) == ("typed", "preset")
-
-
-def test_the_best_preset_starts_from_the_dense_network_unless_a_flag_says_otherwise():
-    config, typed = read_config(["--preset", "best"])
-    assert config.method.from_dense and origins(config, typed)["from_dense"] == "preset"
-    assert not read_config(["--preset", "best", "--no_from_dense"])[0].method.from_dense
