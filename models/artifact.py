@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.classifier import PromptedClassifier
+from models.pretrained import load_into
 from utils.checkpoint import pack_tensor, unpack_tensor
 
 LISTED = 4096  # kept zeros of a weight
@@ -89,7 +90,7 @@ def restore(
     Raises ValueError when they do not fit; for within `understood`.
     """
     try:
-        model.network.load_state_dict(tensors, strict=True)
+        load_into(model.network, tensors)
         if model.prompt is not None:
             program = unpack_tensor(meta["program"])
             if program.shape != model.prompt.program.shape:

@@ -12,7 +12,7 @@ from torchvision.models import get_model
 
 from models.containers import find_state, require_finite
 from models.families import FAMILIES, family_row
-from models.pretrained import hub_state, misfit, read_state, timm_state
+from models.pretrained import hub_state, load_into, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
 from models.rows import Backbone, colours
 from models.widths import Widths
@@ -182,7 +182,7 @@ def network_of(
         network = row.build(classes)
     if state is not None:
         with understood(called):
-            network.load_state_dict(state, strict=False)
+            load_into(network, state, strict=False)
     return network
 
 

@@ -38,18 +38,22 @@ def first_values(x: Tensor, axis: int) -> Tensor:
 def moved(flow: Flow, x: Tensor, work: Callable[[Tensor], Tensor]) -> Flow | None:
     """The channels of `work(x)`: it is shown their numbers in the place of `x`, and says where.
 
-    None unless each place along one dimension has one number, and each number is somewhere. A
-    lone channel is not told apart. Where `work` shrinks ones, as averages with zeros do, so flow.
+    None unless each place along one dimension has one number, and each number is somewhere; a lone
+    channel is not told apart. Where `work` shrinks ones, as averages with zeros do, a channel
+    counts as one beside zeros.
     """
     numbers = torch.arange(len(flow.slots), dtype=torch.float64)
-    shown = numbers.view(-1, *[1] * (x.ndim - 1 - flow.axis)).expand(x.shape)
+    if len(numbers) == 1:
+        return None
+    shown = torch.empty_like(x, dtype=torch.float64)  # in memory as `x` lies, which a view minds
+    shown.copy_(numbers.view(-1, *[1] * (x.ndim - 1 - flow.axis)))
     ones = work(torch.ones_like(shown))
-    flow = flow if ones.eq(1).all() else flow.beside_zeros(x)
+    flow = flow if ones.allclose(ones.new_ones(())) else flow.beside_zeros(x)
     result = work(shown) / ones
-    for axis, count in enumerate(result.shape):
+    for axis in range(result.ndim):
         lines = result.movedim(axis, 0).flatten(1)
         order = lines[:, 0].round().long()
-        if count > 1 and torch.equal(order.unique(), numbers.long()) and torch.allclose(
+        if torch.equal(order.unique(), numbers.long()) and torch.allclose(
             lines, order[:, None].double()
         ):
             return Flow(axis, flow.slots[order], flow.steady[order])

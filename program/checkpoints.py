@@ -127,7 +127,11 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     mapped = values.pop("label_map", None)
     if "prompt.program" in values:
         _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
-    source = config.network.weights if theta is None and scores is not None else "none"
+    over_source = theta is None and scores is not None
+    source = config.network.weights if over_source else "none"
+    if over_source and state["config"].get("from_dense") and "weights" not in typed:
+        raise UsageError(f"{path} holds scores over the dense network of its run: name that one's "
+                         "model.safetensors with --weights")
     if source != "none" and "weights" not in typed:
         _require_at_hand(path, config.network.network, source)
     head = _state_head(config, values, scores)

@@ -174,7 +174,7 @@ def resumed_folder(path: str, flags: Flags, defaults: Flags) -> Path:
 
     Raises UsageError when there is no run, or it ran with other hyper-parameters.
     """
-    start = Path(path)
+    start = Path(os.path.abspath(path))  # whose parents are named; links stay what they are
     for folder in (start, *start.parents[:2]):
         before = read_object(folder / "config.json")
         if before:

@@ -4,7 +4,6 @@ A level maps three times at most: the dense network (`start`, once for all densi
 under its first mask (`remap`, called by the search), and with `ilm` before every epoch.
 """
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from data import Data
 from models import NetworkConfig, PromptedClassifier, build_network
 from models.artifact import masks_of
-from models.backbones import backbone
+from models.backbones import backbone, network_of
 from models.channels import channels_of
 from models.label_map import count_predictions, frequency_mapping, random_mapping
 from models.rows import colours
@@ -29,11 +28,12 @@ from pruning.measure import Counts, evaluate
 
 
 def build_model(
-    config: Config, classes: int, device: torch.device, start: nn.Module | None = None
+    config: Config, classes: int, device: torch.device,
+    start: tuple[dict[str, Tensor], Widths] | None = None,
 ) -> PromptedClassifier:
-    """The pre-trained network, or a copy of `start`, with a fresh prompt.
+    """The pre-trained network with a fresh prompt; a head of its own when nothing is mapped.
 
-    It has a head of its own when nothing is mapped.
+    With `start`, the weights and widths of a dense network, it is that one.
     """
     own, mapping = config.network, config.method.label_mapping_mode
     own_head = classes if mapping == "none" else None
@@ -44,7 +44,9 @@ def build_model(
     if start is None:
         model = classifier(own, weights, own_head or given, prompt, seed)
     else:
-        model = around(own.network, copy.deepcopy(start), prompt, own.normalisation)
+        tensors, widths = start
+        network = network_of(own.network, tensors, "the dense network", seed=seed, widths=widths)
+        model = around(own.network, network, prompt, own.normalisation)
     model.to(device)
     check_classes(model.sources, classes, mapping)
     model.use(config.precision, config.recipe)

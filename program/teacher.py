@@ -7,11 +7,12 @@ from pathlib import Path
 from time import sleep
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data import Data
 from models import PromptedClassifier
 from models.backbones import runs_code
+from models.widths import Widths
 from program.checkpoints import read_checkpoint
 from program.evaluation import put_in_order
 from program.flags import PruneConfig
@@ -34,11 +35,12 @@ Run = Callable[[Config], object]
 APART = ("score_", "weight_vp_", "pad_", "mask_", "output_", "prompt_", "distill_")
 
 
-def start_of(config: Config, dense: Path | None) -> nn.Module | None:
-    """The network that each level starts from; None without --from_dense."""
+def start_of(config: Config, dense: Path | None) -> tuple[dict[str, Tensor], Widths] | None:
+    """Weights and widths that each level starts from; None without --from_dense."""
     if not config.method.from_dense:
         return None
-    return from_first(partial(_read, config, dense)).network
+    tensors, meta = from_first(partial(load_model, dense))
+    return tensors, meta.get("widths") or {}
 
 
 def teacher_of(

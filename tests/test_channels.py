@@ -134,7 +134,9 @@ PASSES = {
     "silu": nn.SiLU(), "hardswish": nn.Hardswish(), "prelu": nn.PReLU(6), "one prelu": nn.PReLU(),
     "max pool": nn.MaxPool2d(2), "average pool": nn.AvgPool2d(2), "dropout": nn.Dropout(),
     "padded average pool": nn.AvgPool2d(3, padding=1), "zeros around": nn.ZeroPad2d(1),
-    "upsampling": nn.Upsample(scale_factor=2), "scale": Scaled(), "gate": Gate(),
+    "upsampling": nn.Upsample(scale_factor=2),
+    "half as large again": nn.Upsample(scale_factor=1.5, mode="bilinear"), "scale": Scaled(),
+    "gate": Gate(),
     "depthwise": nn.Conv2d(6, 6, 3, padding=1, groups=6), "residual": Residual(),
     "channels last": LastIsChannels(), "every other pixel": Calls(lambda x: x[:, :, ::2, ::2]),
 }  # fmt: skip
@@ -167,7 +169,25 @@ def test_a_channel_that_nothing_reads_is_removed_through(name: str) -> None:
         assert len(small.body.up.weight) == 6
 
 
+def test_channels_pass_a_view_of_all_their_pixels() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * SIZE**2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu()
+            return self.head(x.view(x.size(0), -1))
+
+    network = seeded(Flat)
+    with torch.no_grad():
+        network.head.weight.view(4, 6, -1)[:, [0, 3]] = 0.0
+    assert len(require_equal(network, SIZE).a.weight) == 4
+
+
 HOLDS = {
+    "a pool over channels": Calls(lambda x: F.adaptive_avg_pool2d(
+        x.permute(0, 2, 3, 1), (SIZE, 6)).permute(0, 3, 1, 2)),
     "group norm": nn.GroupNorm(2, 6), "a number": Calls(lambda x: x.view(-1, 6, SIZE, SIZE)),
     "channels in two halves": Calls(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)),
     "a mean over channels": Calls(lambda x: x - x.mean(1, keepdim=True)),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli import at_call, fork, forked, hashes, run, send
+from cli import at_call, call, fork, forked, hashes, run, send
 from conftest import MemoryLog, TinyData, tiny_model
 from searches import BOTH, find
 from torch import Tensor
@@ -132,6 +132,23 @@ def test_a_search_from_it_is_one_from_its_file(tmp_path, distilled):
     assert from_it.result["rows"] == named.result["rows"]
     weights = "d0.1/model.safetensors"
     assert torch.equal(*(tensors(done.folder / weights) for done in (named, from_it)))
+
+
+def test_scores_over_it_are_measured_over_it_alone(tmp_path):
+    done = run(tmp_path, *QUICK, "--from_dense", "--keep_states")
+    (state,) = done.folder.glob("d0.1/search-*.pt")
+    alone = call("--evaluate", state, "--device", "cpu")
+    assert alone.code == 2 and "with --weights" in alone.error
+    dense = dense_of(done) / "d1/model.safetensors"
+    found = run(tmp_path, "--evaluate", state, "--weights", dense).result
+    assert found["clean"] == done.result["rows"][0]["after_search"]
+
+
+def test_a_run_is_resumed_by_a_path_from_within(tmp_path, distilled, monkeypatch):
+    monkeypatch.chdir(distilled.folder.parent)
+    words = [*QUICK, "--distill", "--resume", distilled.folder.name]
+    again = run(distilled.folder.parents[2], *words, "--density_list", "0.2")
+    assert again.code == 0 and again.result["run"] == str(distilled.folder)
 
 
 @pytest.mark.parametrize("call", [2, 9])
