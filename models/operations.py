@@ -38,14 +38,15 @@ def first_values(x: Tensor, axis: int) -> Tensor:
 def moved(flow: Flow, x: Tensor, work: Callable[[Tensor], Tensor]) -> Flow | None:
     """The channels of `work(x)`: it is shown their numbers in the place of `x`, and says where.
 
-    None unless each place along one dimension has one number, and each number is somewhere; a lone
-    channel is not told apart. Where `work` shrinks ones, as averages with zeros do, a channel
-    counts as one beside zeros.
+    None unless each place along one dimension has one number, and each number is somewhere. A lone
+    channel is shown beside another one, or it would not be told from other dimensions. Where
+    `work` shrinks ones, as averages with zeros do, a channel counts as one beside zeros.
     """
-    numbers = torch.arange(len(flow.slots), dtype=torch.float64)
-    if len(numbers) == 1:
-        return None
+    own = len(flow.slots)
+    numbers = torch.arange(max(own, 2), dtype=torch.float64)
     shown = torch.empty_like(x, dtype=torch.float64)  # in memory as `x` lies, which a view minds
+    if own == 1:
+        shown = torch.cat([shown, shown], flow.axis)
     shown.copy_(numbers.view(-1, *[1] * (x.ndim - 1 - flow.axis)))
     ones = work(torch.ones_like(shown))
     flow = flow if ones.allclose(ones.new_ones(())) else flow.beside_zeros(x)
@@ -56,5 +57,6 @@ def moved(flow: Flow, x: Tensor, work: Callable[[Tensor], Tensor]) -> Flow | Non
         if torch.equal(order.unique(), numbers.long()) and torch.allclose(
             lines, order[:, None].double()
         ):
+            order = order[order < own]
             return Flow(axis, flow.slots[order], flow.steady[order])
     return None
