@@ -127,12 +127,8 @@ class _Trace(fx.Interpreter):
             return self.join(n, given)
         flow = self.flows.get(n.args[0])
         if flow is not None and name in MOVES:
-            if "2d" in name and flow.axis >= given[n.args[0]].ndim - 2:
-                return None  # it has a size there
             x, *args = n.args
-            flow = moved(flow, given[x], lambda shown: n.target(shown, *args, **n.kwargs))
-            minds = flow and name in ("view", "reshape") and args[0][flow.axis] != -1  # the width
-            return None if minds else flow
+            return moved(flow, given[x], lambda it: n.target(it, *args, **n.kwargs), result.shape)
         if flow is None or n.kwargs:
             return None
         if name in ("batch_norm", "prelu"):

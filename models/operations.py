@@ -35,28 +35,27 @@ def first_values(x: Tensor, axis: int) -> Tensor:
     return x.movedim(axis, 0).reshape(x.shape[axis], -1)[:, 0].clone()
 
 
-def moved(flow: Flow, x: Tensor, work: Callable[[Tensor], Tensor]) -> Flow | None:
-    """The channels of `work(x)`: it is shown their numbers in the place of `x`, and says where.
+def moved(
+    flow: Flow, x: Tensor, work: Callable[[Tensor], Tensor], shape: torch.Size
+) -> Flow | None:
+    """The channels of `work(x)`, which has this shape: `work` is shown their numbers instead.
 
-    None unless each place along one dimension has one number, and each number is somewhere. A lone
-    channel is shown beside another one, or it would not be told from other dimensions. Where
-    `work` shrinks ones, as averages with zeros do, a channel counts as one beside zeros.
+    It is shown one channel more, so that an operation that minds how many there are fails or mixes
+    them. None unless each place along one dimension has one number, and each number is somewhere.
+    Where `work` shrinks ones, as averages with zeros do, a channel counts as one beside zeros.
     """
-    own = len(flow.slots)
-    numbers = torch.arange(max(own, 2), dtype=torch.float64)
-    shown = torch.empty_like(x, dtype=torch.float64)  # in memory as `x` lies, which a view minds
-    if own == 1:
-        shown = torch.cat([shown, shown], flow.axis)
-    shown.copy_(numbers.view(-1, *[1] * (x.ndim - 1 - flow.axis)))
+    own, before, after = len(flow.slots), x.shape[: flow.axis], x.shape[flow.axis + 1 :]
+    numbers = torch.arange(own + 1, dtype=torch.float64)
+    shown = numbers.view(-1, *[1] * len(after)).repeat(*before, 1, *after)
     ones = work(torch.ones_like(shown))
     flow = flow if ones.allclose(ones.new_ones(())) else flow.beside_zeros(x)
     result = work(shown) / ones
     for axis in range(result.ndim):
         lines = result.movedim(axis, 0).flatten(1)
         order = lines[:, 0].round().long()
-        if torch.equal(order.unique(), numbers.long()) and torch.allclose(
-            lines, order[:, None].double()
-        ):
+        if torch.allclose(lines, order[:, None].double()):
             order = order[order < own]
-            return Flow(axis, flow.slots[order], flow.steady[order])
+            whole = torch.equal(order.unique(), torch.arange(own))
+            fits = result.ndim == len(shape) and len(order) == shape[axis]
+            return Flow(axis, flow.slots[order], flow.steady[order]) if whole and fits else None
     return None
