@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.classifier import PromptedClassifier
-from models.pretrained import load_into
 from utils.checkpoint import pack_tensor, unpack_tensor
+from utils.tensors import load_into
 
 LISTED = 4096  # kept zeros of a weight
 Masks = Mapping[str, Tensor]  # bool by parameter name, in the shape of the weight; True is kept

@@ -12,7 +12,7 @@ from torchvision.models import get_model
 
 from models.containers import find_state, require_finite
 from models.families import FAMILIES, family_row
-from models.pretrained import hub_state, load_into, misfit, read_state, timm_state
+from models.pretrained import hub_state, misfit, read_state, timm_state
 from models.resnet_cifar import ResNetCifar, resnet20
 from models.rows import Backbone, colours
 from models.widths import Widths
@@ -20,7 +20,7 @@ from utils.checkpoint import has_meta, read_meta
 from utils.config import flag, not_one_of, path_or_word, word
 from utils.errors import UsageError, VPNsError, message_of, note
 from utils.seed import key_seed
-from utils.tensors import SUFFIXES, read_tensors, understood
+from utils.tensors import SUFFIXES, load_into, read_tensors, understood
 
 SHIPPED = Path(__file__).parent / "weights"
 

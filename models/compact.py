@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.channels import Channels, Reader, channels_of
 from models.widths import widths_of, with_widths
+from utils.tensors import load_into
 
 MOST_ROUNDS = 20  # a channel may be dead only once others are gone
 
@@ -35,7 +36,7 @@ def compacted(
         widths = widths_of(state, smaller)
         if not widths:
             break
-        with_widths(network, widths).load_state_dict(smaller)
+        load_into(with_widths(network, widths), smaller)
     return network
 
 

@@ -16,7 +16,7 @@ from models.rows import Backbone
 from utils.checkpoint import has_meta, read_meta, unpack_tensor
 from utils.counts import pruned_count
 from utils.errors import UsageError, VPNsError
-from utils.tensors import read_tensors, understood
+from utils.tensors import load_into, read_tensors, understood
 
 Rule = Callable[[nn.Module], Mapping[str, Tensor]]  # the weights that can be pruned, by name
 
@@ -87,7 +87,7 @@ def start_from(model: PromptedClassifier, file: MaskFile, path: Path) -> None:
     if problem:
         raise VPNsError(f"{path} does not fit the network: {problem}")
     with understood(path):
-        model.network.load_state_dict(file.state)
+        load_into(model.network, file.state)
         if model.prompt is None or file.program is None:
             return
         _, size, _ = file.program.shape

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from http.client import HTTPException
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import get_weight
 
 from utils.downloads import cache_place, fetched
@@ -23,13 +22,6 @@ from utils.tensors import SUFFIXES, first_line, read_tensors
 
 FEW = 3  # how many keys an error names
 COUNTERS = "num_batches_tracked"  # of BatchNorm, which files may lack
-
-
-def load_into(network: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-    """`load_state_dict` of tensors that say no versions of their layers: they are the network's."""
-    tensors = OrderedDict(state)
-    tensors._metadata = getattr(state, "_metadata", network.state_dict()._metadata)
-    network.load_state_dict(tensors, strict)
 
 
 class Wheel(NamedTuple):

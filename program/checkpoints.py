@@ -24,7 +24,7 @@ from utils.config import check_flags, replace_flags
 from utils.counts import count_at
 from utils.errors import UsageError
 from utils.files import is_amount, require_amounts
-from utils.tensors import read_tensors, understood
+from utils.tensors import load_into, read_tensors, understood
 
 # What a file may say of itself: how its network is built and shown images. Where data lie, what is
 # fetched, how many images or threads at a time: flags and the program's own bounds decide.
@@ -129,11 +129,8 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
         _check_canvas(values["prompt.program"].shape, config.prompt.output_size)
     over_source = theta is None and scores is not None
     source = config.network.weights if over_source else "none"
-    if over_source and state["config"].get("from_dense") and "weights" not in typed:
-        raise UsageError(f"{path} holds scores over the dense network of its run: name that one's "
-                         "model.safetensors with --weights")
-    if source != "none" and "weights" not in typed:
-        _require_at_hand(path, config.network.network, source)
+    if over_source and "weights" not in typed:
+        _require_at_hand(path, config.network.network, source, state["config"].get("from_dense"))
     head = _state_head(config, values, scores)
     # A stage that shows no prompt has none in its states, and is measured without.
     prompt = config.build_prompt() if "prompt.program" in values else None
@@ -145,7 +142,7 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     lacking = [name for name in model.state_dict() if name not in values.keys() | given]
     if lacking:
         raise ValueError(f"no values of {few(lacking)}")
-    model.load_state_dict(values, strict=False)
+    load_into(model, values, strict=False)
     model.label_map = mapped
     if theta is not None:  # BiP's dense weights, which its search trains beside the network
         for name, part in in_shapes(theta, weights).items():
@@ -162,10 +159,13 @@ def _read_state(path: Path, state: Mapping[str, Any], typed: Mapping[str, Any]) 
     return Checkpoint(model, masks, flags)
 
 
-def _require_at_hand(path: Path, network: str, weights: str) -> None:
+def _require_at_hand(path: Path, network: str, weights: str, from_dense: bool | None) -> None:
     """Raises UsageError when a file would have other files read or fetched."""
-    if weights_file(network, weights) is not None or not is_here(backbone(network).source):
-        raise UsageError(f"{path} holds scores over the weights {weights!r}: name these with "
+    of_file = weights_file(network, weights) is not None
+    away = of_file or weights != "none" and not is_here(backbone(network).source)
+    if from_dense or away:
+        whose = "of its run's dense network" if from_dense else repr(weights)
+        raise UsageError(f"{path} holds scores over the weights {whose}: name these with "
                          "--weights, so that they are read")
 
 
@@ -204,7 +204,7 @@ def _read_authors(path: Path, file: dict[str, Any], flags: Mapping[str, Any]) ->
     config = completed(flags | _prompt_flags(foreign.prompt))
     prompt = build_prompt(config.prompt.prompt_method, config.sizes)
     model = classifier(config.network, "none", None, prompt)
-    model.network.load_state_dict(foreign.state_dict)
+    load_into(model.network, foreign.state_dict)
     if model.prompt is not None:
         with torch.no_grad():
             model.prompt.program.copy_(foreign.prompt.program)

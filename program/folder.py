@@ -22,7 +22,7 @@ from runfolder.own import lock, open_to_all, refuse_links
 from runfolder.shared import Shared
 from runfolder.stage_log import require_progress
 from runfolder.states import States
-from utils.config import flatten, not_one_of, replace_flags
+from utils.config import flatten, not_one_of, plain, replace_flags
 from utils.errors import UsageError, VPNsError, note
 from utils.files import read_object, sha256_file
 from utils.ranks import world
@@ -106,11 +106,7 @@ def changes(before: Flags, now: Flags) -> list[str]:
     """The flags in which two runs differ, each as `name old -> new`."""
     names = sorted({*before, *now} - NOT_IDENTITY)
     pairs = [(name, before.get(name), now.get(name)) for name in names]
-    return [f"{name} {old} -> {new}" for name, old, new in pairs if _plain(old) != _plain(new)]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [f"{name} {old} -> {new}" for name, old, new in pairs if plain(old) != plain(new)]
 
 
 def named_folder(config: Config, folder: Path) -> Path:

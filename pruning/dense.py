@@ -7,6 +7,7 @@ from pruning.masks import Masks, Scores, all_kept, prunable
 from pruning.method import Method, Search, Tensors, no_phase
 from pruning.stage import Group, Stage
 from pruning.training import run_stage
+from utils.tensors import load_into
 
 
 def find_masks(search: Search) -> Masks:
@@ -59,7 +60,7 @@ def train_and_rewind(search: Search, stage: Stage, masks: Masks) -> Tensors:
 
     was_training = model.training
     trained = search.once(stage.name, {**masks, **seen}, train, start)
-    model.load_state_dict(start)
+    load_into(model, start)
     model.train(was_training)
     return trained
 

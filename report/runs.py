@@ -11,7 +11,7 @@ from pruning import METHODS, Method
 from runfolder.level import PROFILE
 from runfolder.results import ROWS, Row, find_runs, read_results, sparsity
 from runfolder.stage_log import level_name
-from utils.config import flatten
+from utils.config import flatten, plain
 from utils.errors import VPNsError, printable
 from utils.files import is_amount, read_object
 
@@ -23,9 +23,7 @@ STRANGER = Method(find_masks=lambda search: {})
 BOTH, NEITHER = "score+vp_weight+vp", "score_weight"
 MODE_WORDS = {BOTH: "prompt in both stages", "score+vp_weight": "prompt in search only",
               "weight+vp_score": "prompt in fine-tuning only", NEITHER: "no prompt"}  # fmt: skip
-USUAL = {name: list(value) if isinstance(value, tuple) else value
-         for name, value in flatten(Config()).items()}  # fmt: skip
-PROMPT_FLAG = re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$")
+USUAL = {name: plain(value) for name, value in flatten(Config()).items()}
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,15 @@ def prompts(config: Flags) -> bool:
     return asks and config.get("prompt_method") != "none"
 
 
-def _distils(config: Flags) -> bool:
+def distils(config: Flags) -> bool:
+    """Whether a run learns from another network."""
     return config.get("distill") is not None
+
+
+MATTER = (  # flags, and whether they mean anything in a run
+    (re.compile(r"(weight|score)_vp_|(prompt_method|pad_size|mask_size)$"), prompts),
+    (re.compile("distill_"), distils),
+)
 
 
 def deviations(config: Flags) -> dict[str, Any]:
@@ -196,11 +201,9 @@ def _distinguishes(flag: str, config: Flags, alike: Sequence[Flags]) -> bool:
     """Whether runs of the method differ in a flag whose value here is not the usual one."""
     if flag == "prune_mode" or flag in USUAL and config[flag] == USUAL[flag]:
         return False
-    if PROMPT_FLAG.match(flag):
-        # Without a prompt its settings mean nothing.
-        alike = [other for other in alike if prompts(other)] if prompts(config) else []
-    if flag.startswith("distill_"):  # so have these without distillation
-        alike = [other for other in alike if _distils(other)] if _distils(config) else []
+    for flags, matter in MATTER:
+        if flags.match(flag):
+            alike = [other for other in alike if matter(other)] if matter(config) else []
     # A frame of no pixels is named for itself; then any one other size is the usual one.
     values = {repr(other[flag]) for other in alike if flag in other}
     return len(values - {"0"} if flag == "pad_size" else values) > 1

@@ -16,6 +16,7 @@ from models.families import family_row
 from models.pretrained import WHEELS
 from pruning.masks import prunable
 from utils.errors import UsageError, VPNsError
+from utils.tensors import load_into
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 
@@ -225,3 +226,12 @@ def test_a_plan_of_a_library_network_builds_nothing(tmp_path):
     done = run(tmp_path, "--network", "torchvision:vit_b_16", "--input_size", 224, "--output_size",
                224, "--dry_run")  # fmt: skip
     assert json.loads(done.out)["prunable"] == 86_292_480
+
+
+def test_a_network_that_asks_for_versions_takes_tensors_without_any():
+    network = torchvision.models.mnasnet0_5(weights=None)
+    tensors = {name: torch.full_like(t, 2) for name, t in network.state_dict().items()}
+    with pytest.raises(ValueError, match="version"):
+        network.load_state_dict(tensors)
+    load_into(network, tensors)
+    assert all((t == 2).all() for t in network.state_dict().values())

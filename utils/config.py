@@ -101,6 +101,11 @@ def flatten(config: Any) -> dict[str, Any]:
     return {name: value for name, value, _ in _flags(config)}
 
 
+def plain(value: Any) -> Any:
+    """A value of a flag as config.json holds it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def replace_flags(config: T, values: Mapping[str, Any]) -> T:
     """A copy of `config` with the named flags set; nested ones are named with their prefix."""
     changes: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """Reading files of tensors that somebody else may have written: nothing in them is ever run."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Size, Tensor, dtype
+from torch import Size, Tensor, dtype, nn
 
 from utils.errors import VPNsError, beyond_limit, note
 from utils.files import leads_outside, read_small, sha256_file, side_car
@@ -98,6 +99,16 @@ def require_like(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) 
     wrong = [n for n in expected if n not in tensors or form(tensors[n]) != form(expected[n])]
     if wrong:
         raise ValueError(f"it is of another network or stage: {', '.join(wrong[:3])}")
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """`load_state_dict` of tensors that say no versions of their layers: they are the module's own.
+
+    torchvision's MNASNet refuses a state dict without.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(tensors, "_metadata", module.state_dict()._metadata)
+    module.load_state_dict(state, strict)
 
 
 def _check_side_car(path: Path) -> bool:
