@@ -100,12 +100,13 @@ def written(
     chosen = chosen_flags(config, typed)
     ours = read_checkpoint(source, chosen)
     images, labels, where = test_images({**ours.flags, **chosen}, model.size)
-    expected = logits_of(ours.model, images.float() / 255, not run.clean).softmax(1)
+    shown = not run.clean
+    expected = logits_of(ours.model, images.float() / 255, shown).softmax(1)
     found = {}
     for name, program in programs.items():
         outputs = torch.cat([program(batch) for batch in images.split(BATCH)])
         found[name] = float((outputs - expected).abs().max())
-        if found[name] > CLOSE:
+        if found[name] > CLOSE and found[name] > 10 * rounding(ours.model, images, expected, shown):
             raise VPNsError(f"{name} differs by {found[name]:.2g} from {source}: a bug")
     accuracy = 100 * (expected.argmax(1) == labels).float().mean().item() if where else None
     atomic_write(folder / "labels.txt", "".join(f"{printable(name)}\n" for name in names))
@@ -168,6 +169,15 @@ def test_images(flags: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, st
 def logits_of(model: PromptedClassifier, images: Tensor, prompted: bool) -> Tensor:
     """What the program itself gives for images in [0, 1], (N, C)."""
     return torch.cat([model.eval()(x, prompted=prompted) for x in images.split(BATCH)])
+
+
+def rounding(model: PromptedClassifier, images: Tensor, outputs: Tensor, prompted: bool) -> float:
+    """How far the probabilities for uint8 images are from exact ones, those of float64 arithmetic.
+
+    Another order of sums differs by as much. Changes the model: its weights become float64.
+    """
+    exact = logits_of(model.double(), images.double() / 255, prompted).softmax(1)
+    return float((exact - outputs).abs().max())
 
 
 def own_outputs(

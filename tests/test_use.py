@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models import build_network, load_pruned
-from utils.checkpoint import load_model
+from utils.checkpoint import load_model, save_model
 from utils.errors import VPNsError
 from utils.packed import META, VALUES
 
@@ -220,6 +220,32 @@ def test_a_process_without_this_project_runs_what_was_exported(exported, mapped,
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     right = round(12 * expected(mapped, images) / 100)
     assert done.stdout.split()[-2:] == [str(right)] * 2
+
+
+def exports_by(program, monkeypatch) -> None:
+    monkeypatch.setattr("program.export._as_program", lambda model, path: program(model))
+    monkeypatch.setattr("program.export.has_onnx", lambda: False)
+
+
+def test_a_network_that_rounds_coarsely_is_exported(mapped, tmp_path, monkeypatch):
+    """Its logits are far larger than what they differ by, so each order of sums has its own."""
+    exports_by(lambda model: torch.no_grad()(model.double()), monkeypatch)
+    tensors, about = load_model(mapped)
+    head = tensors["fc.weight"]
+    common = (head[about["label_map"]] != 0).all(0)
+    assert common.any()
+    tensors = {**tensors, "fc.weight": head + 1e5 * common * (head != 0)}
+    save_model(tmp_path / "coarse.safetensors", tensors, about)
+    done = call("--export", tmp_path / "coarse.safetensors", "--to", tmp_path / "deployed", *CPU)
+    assert done.code == 0, done.err
+    assert done.result["differences"]["model.pt2"] > 1e-4
+
+
+def test_an_export_with_other_outputs_is_not_written(mapped, tmp_path, monkeypatch):
+    exports_by(lambda model: lambda images: torch.full((len(images), 3), 1 / 3), monkeypatch)
+    done = call("--export", mapped, "--to", tmp_path / "deployed", *CPU)
+    assert done.code == 1 and "model.pt2 differs by" in done.error
+    assert not (tmp_path / "deployed").exists()
 
 
 def test_the_card_says_what_it_is_and_how_to_run_it(exported):
