@@ -77,7 +77,7 @@ def run(config: Config, stop: Stop) -> dict[str, Any]:
                 if rows[number] is None:
                     rows[number] = make_level(config, level, data, mapping, build, teach)
                     record(config, opened)
-        elif opened.was_done and not opened.lacks():
+        elif opened.was_done and not opened.lacks(rows):
             note("this run is done; --resume none makes it anew")
         else:
             record(config, opened)

@@ -3,7 +3,7 @@
 A mapping is int64 (C,), entries distinct, in [0, S); mapped logits are logits[:, mapping].
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +56,18 @@ def frequency_mapping(counts: Tensor) -> Tensor:
 def random_mapping(sources: int, classes: int, *key: object) -> Tensor:
     """The first C entries of a random permutation of the S source classes, int64 (C,)."""
     return torch.randperm(sources, generator=generator("rlm", *key))[:classes]
+
+
+def unread_share(
+    masks: Mapping[str, Tensor], head: Container[str], mapping: Tensor | None
+) -> float:
+    """The share of all weights that stay which lie in rows of the head that no class reads.
+
+    `masks` are bool by parameter name, `head` names those of the head, (S, ...).
+    """
+    if mapping is None:
+        return 0.0
+    rows = [mask for name, mask in masks.items() if name in head]
+    read = sum(int(mask[mapping.to(mask.device)].sum()) for mask in rows)
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return (sum(int(mask.sum()) for mask in rows) - read) / max(1, kept)

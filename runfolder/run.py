@@ -5,7 +5,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,15 @@ from runfolder.own import guarded, lock, open_own
 from runfolder.results import HEAD, PERCENT, PICTURE
 from runfolder.surroundings import Surroundings
 from utils.errors import Interrupted, VPNsError, message_of, printable
-from utils.files import atomic_write, below, is_amount, read_object, require_amounts, write_json
+from utils.files import (
+    atomic_write,
+    below,
+    is_amount,
+    read_object,
+    read_small,
+    require_amounts,
+    write_json,
+)
 from utils.ranks import first
 from utils.signals import Stop
 from utils.tensors import understood
@@ -116,19 +124,28 @@ class Run:
             if self._wandb is not None:
                 self._wandb.log(dict(numbers))
 
-    def lacks(self) -> bool:
-        """Whether something that only decorates could not be made, or was removed."""
-        return not ((self.folder / PICTURE).exists() and self.metrics.shown())
+    def lacks(self, rows: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether one of the rows is not in results.csv, or what only decorates is not there."""
+        written = ""
+        with suppress(OSError, ValueError):
+            written = read_small(self.folder / "results.csv").decode()
+        listed = set(self._table(rows).splitlines()) <= set(written.splitlines())
+        return not (listed and (self.folder / PICTURE).exists() and self.metrics.shown())
 
     def write_results(self) -> None:
-        """Write results.csv: a row a level in `rows`, densest first, the same bytes each time."""
+        """Write results.csv, the rows of all levels: the same bytes each time."""
+        table = self._table(filter(None, self.rows.values()))
+        atomic_write(self.folder / "results.csv", table)
+
+    def _table(self, rows: Iterable[Mapping[str, Any]]) -> str:
+        """Rows of levels as they stand in results.csv, densest first, under its head."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow((*HEAD, *COLUMNS))
         names = [self.flags.get(name) for name in ("network", "dataset", "prune_method", "seed")]
-        for row in sorted(filter(None, self.rows.values()), key=lambda row: -row["density"]):
+        for row in sorted(rows, key=lambda row: -row["density"]):
             table.writerow((*names, *(row[column] for column in COLUMNS)))
-        atomic_write(self.folder / "results.csv", text.getvalue())
+        return text.getvalue()
 
     def close(self) -> None:
         """Let the files and the lock go."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.label_map import count_predictions, frequency_mapping, random_mapping
+from models.label_map import count_predictions, frequency_mapping, random_mapping, unread_share
 
 
 class Known(nn.Module):
@@ -172,3 +172,10 @@ def test_a_random_mapping_is_the_same_for_the_same_key() -> None:
 
 def test_a_random_mapping_depends_on_the_key() -> None:
     assert not torch.equal(random_mapping(1000, 10, 7, 0.5), random_mapping(1000, 10, 9, 0.5))
+
+
+def test_the_share_of_weights_that_no_class_reads_is_of_all_that_stay() -> None:
+    rows = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 1]]).bool()  # 1 and 3 are read
+    masks = {"conv.weight": torch.tensor([True, True, False, True]), "fc.weight": rows}
+    assert unread_share(masks, {"fc.weight", "fc.bias"}, torch.tensor([3, 1])) == 5 / 10
+    assert unread_share(masks, {"fc.weight"}, None) == 0

@@ -207,6 +207,18 @@ def test_a_picture_that_cannot_be_drawn_is_one_note_and_drawn_at_the_next_start(
     assert (again.folder / "curves.png").exists() and again.result["read"] == [0.2, 0.1]
 
 
+@pytest.mark.parametrize("text", [None, "density,clean\n0.2,99.99\n"])
+def test_a_results_csv_that_is_gone_or_damaged_is_made_anew(tmp_path, text):
+    results = run(tmp_path, *TWO).folder / "results.csv"
+    before = results.read_bytes()
+    results.unlink()
+    if text is not None:
+        results.write_text(text)
+    again = run(tmp_path, *TWO)
+    assert again.code == 0 and again.result["read"] == [0.2, 0.1]
+    assert results.read_bytes() == before
+
+
 def test_tensorboard_that_cannot_be_written_is_one_note_and_made_at_the_next_start(
     tmp_path, monkeypatch
 ):

@@ -74,6 +74,16 @@ def labelled(images: Path) -> list[tuple[Path, str]]:
 # Names of the classes
 
 
+@pytest.mark.parametrize("mapping, said", [("flm", True), ("none", False)])
+def test_a_run_says_what_it_keeps_in_vain(images, tmp_path, mapping, said):
+    """Of ten rows of the head three are read: magnitudes know nothing of it."""
+    done = run(tmp_path, "--dataset", "imagefolder", "--data", images, "--weights", "fashion_mnist",
+               "--train_images", 0, "--batch_size", 8, "--density_list", "0.01", "--epochs", 1,
+               "--prune_method", "omp", "--label_mapping_mode", mapping)  # fmt: skip
+    assert done.code == 0, done.err
+    assert ("in rows of the head that no class reads" in done.out) is said
+
+
 def test_a_file_names_its_classes_and_says_that_it_is_of_torch(model):
     assert meta(model)["classes"] == list(NAMES)
     with safe_open(model, "pt") as file:
