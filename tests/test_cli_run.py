@@ -401,6 +401,7 @@ def test_dry_run_and_help_do_not_count_as_runs(tmp_path):
     assert not Path(tmp_path / "result").exists()
 
 
+@pytest.mark.slow
 def test_quickstart_in_miniature_learns_from_the_shipped_weights(tmp_path):
     words = ["--weights", "fashion_mnist", "--input_size", 16, "--output_size", 16]
     words += ["--train_images", 240, "--epochs", 2, "--eval_every", 0, "--score_lr", 0.01]

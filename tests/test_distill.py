@@ -151,7 +151,7 @@ def test_a_run_is_resumed_by_a_path_from_within(tmp_path, distilled, monkeypatch
     assert again.code == 0 and again.result["run"] == str(distilled.folder)
 
 
-@pytest.mark.parametrize("call", [2, 9])
+@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.slow), 9])
 def test_a_run_that_is_stopped_in_either_network_goes_on_bit_identically(tmp_path, call):
     stop = (StageLog, "answer_stop", call, send("SIGTERM"), False)
     words = [*QUICK, "--distill", "--from_dense"]  # eight dense steps, then two and two

@@ -67,9 +67,13 @@ def test_sizes_and_colours_are_those_of_the_library(row):
     assert len(row.mean) == len(row.std) == 3 and row.pad_size == round(row.input_size * 16 / 224)
 
 
-@pytest.mark.parametrize("method", ["vpns", "omp", "snip"])
 @pytest.mark.parametrize(
-    ("name", "size"), [("timm:test_vit", 160), ("torchvision:squeezenet1_1", 32)]
+    ("name", "size", "method"),
+    [
+        ("timm:test_vit", 160, "vpns"),
+        ("torchvision:squeezenet1_1", 32, "snip"),
+        pytest.param("timm:test_vit", 160, "omp", marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_of_a_library_goes_through_search_file_and_evaluation(
     tmp_path, method, name, size

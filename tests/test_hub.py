@@ -116,6 +116,7 @@ def test_a_missing_package_is_named(monkeypatch) -> None:
 def test_an_export_is_pushed_with_model_card_and_labels(tmp_path: Path, monkeypatch) -> None:
     done, pushed = run(tmp_path / "run", *QUICK), {}
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo, **options: None)
+    monkeypatch.setattr("program.export.has_onnx", lambda: False)  # which takes long
 
     def upload(repo_id, folder_path):
         pushed[repo_id] = {path.name for path in Path(folder_path).iterdir()}

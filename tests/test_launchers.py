@@ -383,6 +383,7 @@ def test_report_is_on_the_earlier_methods_of_the_experiment_too(project):
     assert "| vpns |" in report(project) and "| hydra |" in report(project)
 
 
+@pytest.mark.slow
 def test_failing_method_does_not_hide_the_report_of_the_others(project):
     grid = {"METHODS": "vpns snip hydra", "SEEDS": "1 2", "GPUS": "0 1"}
     done = project.run("bash", "vpns.sh", FAKE_FAILS="snip", FAKE_REPORT="1", **grid)

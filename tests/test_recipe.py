@@ -154,7 +154,9 @@ ALL = ["--weight_optimizer", "adamw", "--score_optimizer", "adamw", "--warmup_ep
 AUGMENTED = ["--augment", "trivial", "--mixup", 0.2, "--cutmix", 1, "--epochs", 2]
 
 
-@pytest.mark.parametrize("words", [ALL, AUGMENTED], ids=["recipe", "augmentation"])
+@pytest.mark.parametrize("words", [
+    pytest.param(ALL, id="recipe"),
+    pytest.param(AUGMENTED, id="augmentation", marks=pytest.mark.slow)])  # fmt: skip
 def test_such_a_run_is_another_run_and_goes_on_bit_identically(
     tmp_path: Path, words: list[object]
 ) -> None:

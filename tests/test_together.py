@@ -166,7 +166,7 @@ def test_two_processes_leave_the_files_of_one(whole, tmp_path):
     assert files(whole) == files(alone(tmp_path, *WORDS).folder)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_see_the_images_that_one_sees_at_the_same_steps(tmp_path, monkeypatch, count):
     (tmp_path / "own_nets.py").write_text(OWN)  # a network without BatchNorm
     monkeypatch.chdir(tmp_path)
@@ -273,7 +273,7 @@ def stop_one(number: int, step: int, name: str, rank: int) -> None:
         at_call(LearnedScores, "renew", step, send, after=True)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(whole, tmp_path, number):
     save_dir = tmp_path / "runs"
     done = ranks.run(save_dir, 2, *WORDS, before=partial(stop_one, number, 4, "SIGTERM"))
@@ -286,7 +286,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(whole, tmp_path, 
     assert hashes(again[0].folder) == hashes(whole) and rows(again[0].folder) == rows(whole)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(whole, tmp_path, number):
     save_dir = tmp_path / "runs"
     done = ranks.run(save_dir, 2, *WORDS, before=partial(stop_one, number, 6, "SIGKILL"))
@@ -296,7 +296,9 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on(whole, tmp
     assert ended(again) == [0, 0] and hashes(again[0].folder) == hashes(whole)
 
 
-@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "now"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_another_number_of_processes_goes_on_with_a_note(tmp_path, before, now):
     save_dir = tmp_path / "runs"
     ranks.run(save_dir, before, *WORDS, before=partial(stop_one, 0, 4, "SIGTERM"))

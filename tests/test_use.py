@@ -274,8 +274,9 @@ def test_exported_weights_have_an_output_a_class_and_their_zeros(exported, mappe
     assert all(int((program[f"network.{n}"] == 0).sum()) == count for n, count in zeros.items())
 
 
-def test_timm_reads_what_was_exported(images, tmp_path):
+def test_timm_reads_what_was_exported(images, tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
+    monkeypatch.setattr("program.export.has_onnx", lambda: False)  # which takes long
     words = ["--dataset", "imagefolder", "--data", images, "--network", "timm:test_resnet",
              "--train_images", 0, "--batch_size", 8, "--density_list", "0.5", "--epochs", 1,
              "--input_size", 32, "--output_size", 32, "--label_mapping_mode", "none"]  # fmt: skip
