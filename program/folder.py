@@ -106,7 +106,8 @@ def changes(before: Flags, now: Flags) -> list[str]:
     """The flags in which two runs differ, each as `name old -> new`."""
     names = sorted({*before, *now} - NOT_IDENTITY)
     pairs = [(name, before.get(name), now.get(name)) for name in names]
-    return [f"{name} {old} -> {new}" for name, old, new in pairs if plain(old) != plain(new)]
+    return [f"{name} {'on' if old == '' else old} -> {'on' if new == '' else new}"
+            for name, old, new in pairs if plain(old) != plain(new)]  # fmt: skip
 
 
 def named_folder(config: Config, folder: Path) -> Path:

@@ -61,6 +61,8 @@ def predict(config: Config, typed: Typed) -> dict[str, Any]:
 
 def _pictures(given: Sequence[str]) -> Iterator[Path]:
     for path in map(Path, given):
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
         if not path.is_dir():
             yield path
         elif found := sorted(p for p in below(path) if is_image(p.name)):

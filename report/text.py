@@ -28,7 +28,8 @@ when packed without loss."""
 IN_USE = ("Of the networks that `--profile` has measured: effective multiply-adds leave out pruned "
           "weights; times are those of the fastest of eager torch, torch.compile and ONNX Runtime.")
 COST = """Forward and backward passes over the training set for each sparsity, and seconds of a
-whole run with all its sparsities. What runs share costs each the passes, and one the time."""
+whole run with all its sparsities. What runs share costs each the passes, and one the time; of the
+dense network of `--from_dense` and `--distill`, a run of its own, the time alone."""
 CSV_HEAD = ("network,dataset,method,sparsity,seeds,n,clean_mean,clean_std,prompted_mean,"
             "prompted_std,passes,seconds_a_run,paper,paper_std\n")  # fmt: skip
 

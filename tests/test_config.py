@@ -486,3 +486,8 @@ def test_a_run_at_work_is_not_set_aside(tmp_path: Path) -> None:
             set_aside(folder)
         holder.communicate()
     assert folder.exists()
+
+
+def test_a_flag_without_its_value_is_on_in_what_differs() -> None:
+    before, now = {"distill": None, "ema": 0.0}, {"distill": "", "ema": 0.0}
+    assert changes(before, now) == ["distill None -> on"]

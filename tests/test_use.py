@@ -175,7 +175,7 @@ def test_pictures_and_folders_are_named(model, images, tmp_path):
     ("words", "code", "reason"),
     [
         (["--predict", "x.png"], 2, "needs a model: name its model.safetensors with --model"),
-        (["--predict", "absent.png", "--model", "MODEL"], 4, "absent.png"),
+        (["--predict", "absent.png", "--model", "MODEL"], 4, "absent.png does not exist"),
         (["--predict", ".", "--model", "absent"], 1, "absent does not exist"),
         (["--export", "MODEL"], 2, "needs a folder: give it with --to"),
         (["--pack", "MODEL"], 2, "give it with --to"),
