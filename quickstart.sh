@@ -29,7 +29,9 @@ run() {  # METHOD DENSITIES [FLAGS OF THE USER]: one run, its output also in $lo
         --save_dir "$save_dir" "${flags[@]}" "$@" | show
 }
 
-echo "1/2 The dense network${1-, with as many passes over the data as each level of VPNs}"
+also=", with as many passes over the data as each level of VPNs"
+[ $# = 0 ] || also=  # flags of the user may say otherwise
+echo "1/2 The dense network$also"
 run dense 1 --epochs 20 "$@"
 echo "2/2 VPNs at four sparsities"
 run vpns "$densities" "$@"

@@ -208,8 +208,14 @@ def test_no_channel_to_prune_is_an_error() -> None:
 # Every method
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("granularity", ["channel", "nm:2:4"])
+RUNS = [(name, kind) for name in METHODS for kind in ("channel", "nm:2:4")]
+HERE = [("vpns", "channel"), ("omp", "channel"), ("vpns", "nm:2:4"), ("gmp", "nm:2:4")]
+
+
+@pytest.mark.parametrize(("name", "granularity"), [
+    pytest.param(name, kind, marks=pytest.mark.slow)
+    if kind.partition(":")[0] in METHODS[name].granularities and (name, kind) not in HERE
+    else (name, kind) for name, kind in RUNS])  # fmt: skip
 def test_every_method_prunes_so_or_says_which_can(tmp_path, name, granularity):
     words = ["--prune_method", name, "--granularity", granularity]
     words += ["--density_list", "0.5"] if granularity == "channel" else []  # a pattern has its own

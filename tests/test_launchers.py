@@ -406,6 +406,7 @@ def test_report_finds_runs_that_went_to_another_folder(project, tmp_path):
     assert "| vpns |" in report(project)
 
 
+@pytest.mark.slow
 def test_report_that_fails_is_the_launchers_failure(project):
     blocked = project.root / "result/vpns"
     blocked.mkdir(parents=True)

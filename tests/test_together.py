@@ -183,7 +183,7 @@ def test_processes_see_the_images_that_one_sees_at_the_same_steps(tmp_path, monk
     assert len(pairs) == 4
 
 
-@pytest.mark.parametrize("method", ["bip", "grasp", "lth"])
+@pytest.mark.parametrize("method", [pytest.param("bip", marks=pytest.mark.slow), "grasp", "lth"])
 def test_every_kind_of_method_finds_one_mask_in_all_processes(tmp_path, method):
     done = ranks.run(tmp_path / "runs", 2, "--prune_method", method, "--density_list", "0.5")
     assert ended(done) == [0, 0], done
@@ -220,7 +220,7 @@ def folders(tmp_path) -> tuple:
             "--batch_size", 4, "--epochs", 1)  # fmt: skip
 
 
-@pytest.mark.parametrize("cache", [0, 1])
+@pytest.mark.parametrize("cache", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_each_process_decodes_its_share_alone(tmp_path, folders, cache):
     def watch(number: int) -> None:
         plain = decoding.decode
