@@ -58,16 +58,12 @@ def random_mapping(sources: int, classes: int, *key: object) -> Tensor:
     return torch.randperm(sources, generator=generator("rlm", *key))[:classes]
 
 
-def unread_share(
-    masks: Mapping[str, Tensor], head: Container[str], mapping: Tensor | None
-) -> float:
-    """The share of all weights that stay which lie in rows of the head that no class reads.
+def unread(masks: Mapping[str, Tensor], head: Container[str], mapping: Tensor | None) -> int:
+    """How many of the weights that stay lie in rows of the head that no class reads.
 
     `masks` are bool by parameter name, `head` names those of the head, (S, ...).
     """
     if mapping is None:
-        return 0.0
+        return 0
     rows = [mask for name, mask in masks.items() if name in head]
-    read = sum(int(mask[mapping.to(mask.device)].sum()) for mask in rows)
-    kept = sum(int(mask.sum()) for mask in masks.values())
-    return (sum(int(mask.sum()) for mask in rows) - read) / max(1, kept)
+    return sum(int(mask.sum() - mask[mapping.to(mask.device)].sum()) for mask in rows)

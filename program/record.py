@@ -11,7 +11,7 @@ from models import PromptedClassifier
 from models.arithmetic import effective, multiply_adds
 from models.artifact import export, masks_of, restore
 from models.backbones import backbone
-from models.label_map import unread_share
+from models.label_map import unread
 from models.widths import widths_of
 from program.model import fitting_masks
 from program.settings import Config, model_flags
@@ -105,7 +105,8 @@ def save_level(
     level.run.say(f"density {level.density:g}: {kept}, accuracy {row['clean']:.2f} %{prompted} "
                   f"({level.model_path})")
     head = backbone(config.network.network).head_tensors
-    if level.density < 1 and (share := unread_share(masks, head, model.label_map)) >= 0.01:
+    share = unread(masks, head, model.label_map) / max(1, row["kept"])
+    if level.density < 1 and share >= 0.01:
         level.run.say(f"note: {share:.0%} of these weights lie in rows of the head that no class "
                       "reads; with --label_mapping_mode none there are no such rows")
     return row

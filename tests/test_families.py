@@ -72,7 +72,10 @@ def test_sizes_and_colours_are_those_of_the_library(row):
     [
         ("timm:test_vit", 160, "vpns"),
         ("torchvision:squeezenet1_1", 32, "snip"),
-        pytest.param("timm:test_vit", 160, "omp", marks=pytest.mark.slow),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (
+            ("timm:test_vit", 160, "omp"), ("timm:test_vit", 160, "snip"),
+            ("torchvision:squeezenet1_1", 32, "vpns"), ("torchvision:squeezenet1_1", 32, "omp"),
+        )),
     ],
 )
 def test_a_network_of_a_library_goes_through_search_file_and_evaluation(

@@ -51,7 +51,7 @@ def nowhere(tmp_path_factory) -> Path:
 
 
 @given(words=command())
-@settings(max_examples=int(os.environ.get("FUZZ", 100)))
+@settings(max_examples=int(os.environ.get("FUZZ", 300)))
 def test_any_flags_end_in_a_code_of_the_contract_with_one_line(nowhere, words):
     done = call(*words, "--save_dir", nowhere, "--device", "cpu", "--dry_run")
     assert done.code in (0, 1, 2, 3, 4, 75)

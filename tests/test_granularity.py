@@ -228,6 +228,8 @@ def test_every_method_prunes_so_or_says_which_can(tmp_path, name, granularity):
     row = done.result["rows"][0]
     found = call("--evaluate", done.folder / "d0.5/model.safetensors", *CPU).result
     assert (found["clean"], found["kept"]) == (row["clean"], row["kept"])
+    again = run(tmp_path, *words)
+    assert again.result["rows"] == [row] and again.result["read"] == [row["density"]]
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if "nm" in m.granularities])

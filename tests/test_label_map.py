@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.label_map import count_predictions, frequency_mapping, random_mapping, unread_share
+from models.label_map import count_predictions, frequency_mapping, random_mapping, unread
 
 
 class Known(nn.Module):
@@ -174,8 +174,8 @@ def test_a_random_mapping_depends_on_the_key() -> None:
     assert not torch.equal(random_mapping(1000, 10, 7, 0.5), random_mapping(1000, 10, 9, 0.5))
 
 
-def test_the_share_of_weights_that_no_class_reads_is_of_all_that_stay() -> None:
+def test_the_weights_that_no_class_reads_are_those_that_stay_in_other_rows_of_the_head() -> None:
     rows = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 1]]).bool()  # 1 and 3 are read
     masks = {"conv.weight": torch.tensor([True, True, False, True]), "fc.weight": rows}
-    assert unread_share(masks, {"fc.weight", "fc.bias"}, torch.tensor([3, 1])) == 5 / 10
-    assert unread_share(masks, {"fc.weight"}, None) == 0
+    assert unread(masks, {"fc.weight", "fc.bias"}, torch.tensor([3, 1])) == 5
+    assert unread(masks, {"fc.weight"}, None) == 0
